@@ -1,0 +1,24 @@
+"""What every test needs: shapes checked at run time, one torch thread, the folder of real photographs when it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+install_import_hook("fmwsss_core", "beartype.beartype")
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real photographs and weights; the test is skipped where it is absent."""
+    if not (REAL / "README.md").exists():
+        pytest.skip("the folder of real photographs is absent")
+    return REAL
