@@ -1,0 +1,146 @@
+"""The Arrow schema of every table of a run, and the conversions between a row and what the method works on.
+
+Nothing else names a column first. No table has a time, a host or a machine's path in it: same inputs, same bytes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from fmwsss_core.superpixels import Superpixels
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", pa.binary()),  # encoded, as given
+        ("height_px", pa.int32()),  # after the EXIF orientation
+        ("width_px", pa.int32()),
+        ("classes", pa.list_(pa.string())),
+        ("sha256", pa.string()),  # of `image`
+        ("truth", pa.binary()),  # label PNG or null; for evaluation and preview only
+    ]
+)
+
+SUPERPIXELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("level", pa.list_(pa.int8())),
+        ("predicted_iou", pa.list_(pa.float32())),
+        ("stability", pa.list_(pa.float32())),
+        ("rle", pa.list_(pa.binary())),  # COCO compressed counts
+    ]
+)
+
+SEEDS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("classes", pa.list_(pa.string())),
+        ("seed", pa.binary()),  # palette PNG of class indices
+        ("superpixel_class", pa.list_(pa.int16())),
+        ("scores", pa.list_(pa.float32())),  # superpixels x (background, present classes), row-major
+        ("confidence", pa.binary()),  # grey PNG, 0..255, or null
+        ("mean_confidence", pa.float32()),
+        ("coverage", pa.float32()),
+        ("missing", pa.list_(pa.string())),
+        ("grid_height", pa.int32()),
+        ("grid_width", pa.int32()),
+        ("cam", pa.binary()),  # see maps_to_bytes: present x grid_height x grid_width
+        ("refined_cam", pa.binary()),
+    ]
+)
+
+FAILURES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("stage", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("traceback", pa.string()),
+    ]
+)
+
+# Between the operators of a stage (`cluster/rows.py` adds where a row belongs): an image that was decoded ...
+DECODED_PAYLOAD = [
+    pa.field("height_px", pa.int32()),
+    pa.field("width_px", pa.int32()),
+    pa.field("classes", pa.list_(pa.string())),
+    pa.field("pixels", pa.binary()),  # RGB, 8 bit, row-major
+]
+# ... and the class maps that CLIP gives for it, classes in vocabulary order.
+MAPS_PAYLOAD = [
+    SEEDS.field(name)
+    for name in ("height_px", "width_px", "classes", "grid_height", "grid_width", "cam", "refined_cam")
+]
+
+
+def superpixels_row(image_id: str, superpixels: Superpixels) -> dict[str, Any]:
+    """The row of SUPERPIXELS that holds the superpixels of one image."""
+    return {
+        "image_id": image_id,
+        "height_px": superpixels.height_px,
+        "width_px": superpixels.width_px,
+        "level": superpixels.level,
+        "predicted_iou": superpixels.predicted_iou,
+        "stability": superpixels.stability,
+        "rle": list(superpixels.rle),
+    }
+
+
+def superpixels_from_row(row: Mapping[str, Any]) -> Superpixels:
+    """The superpixels of a row of SUPERPIXELS, as `Table.to_pylist` or Ray Data gives it."""
+    return Superpixels(
+        height_px=int(row["height_px"]),
+        width_px=int(row["width_px"]),
+        level=np.asarray(row["level"], dtype=np.int8),
+        predicted_iou=np.asarray(row["predicted_iou"], dtype=np.float32),
+        stability=np.asarray(row["stability"], dtype=np.float32),
+        rle=tuple(bytes(counts) for counts in row["rle"]),
+    )
+
+
+def maps_to_bytes(maps: Float[np.ndarray, "classes grid_height grid_width"]) -> bytes:
+    """Maps in 0..1 as little-endian float16, row-major (at a normalised CAM's scale the error is below 2.5e-4)."""
+    return np.ascontiguousarray(maps, dtype="<f2").tobytes()
+
+
+def maps_from_bytes(
+    data: bytes, num_classes: int, grid_height: int, grid_width: int
+) -> Float[np.ndarray, "classes grid_height grid_width"]:
+    """The float32 maps that `maps_to_bytes` wrote.
+
+    Raises:
+        ValueError: the number of bytes is not that of `num_classes` maps of this size.
+    """
+    expected_bytes = 2 * num_classes * grid_height * grid_width
+    if len(data) != expected_bytes:
+        raise ValueError(
+            f"{num_classes} maps of {grid_height} x {grid_width} take {expected_bytes} bytes, not {len(data)}"
+        )
+    return np.frombuffer(data, dtype="<f2").reshape(num_classes, grid_height, grid_width).astype(np.float32)
+
+
+def failure_row(image_id: str, stage: str, error: BaseException) -> dict[str, Any]:
+    """The row of FAILURES that tells what went wrong with one image."""
+    # Full paths differ between machines and runs (Ray unpacks code under a session's name): keep the last two parts.
+    frames = [
+        f"{'/'.join(PurePath(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    return {
+        "image_id": image_id,
+        "stage": stage,
+        "error_type": type(error).__name__,
+        "message": " ".join(str(error).split()) or type(error).__name__,
+        "traceback": "\n".join(frames),
+    }

