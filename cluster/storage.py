@@ -1,7 +1,7 @@
 """A folder on a local disk or an object store: whole objects in and out, nothing ever half written.
 
-Only PUT, GET, LIST and DELETE are asked of an object store. A `Folder` is only a URL: credentials and endpoint come from
-the environment of the process that opens it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
+Only PUT, GET, LIST and DELETE are asked of an object store. A `Folder` is only a URL: credentials and endpoint come
+from the environment of the process that opens it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations

@@ -1,0 +1,197 @@
+"""Shards through a chain of operators with Ray Data: one block is one shard from the first operator to the last.
+
+The last operator writes its shard and gives back one row of counts; nothing else comes to the driver.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+
+from cluster.storage import StorageError
+
+# A worker that dies (killed for its memory, a lost node, a crash in native code) is replaced and its shard done again;
+# Ray Data alone would do so for ever.
+NUM_RETRIES = 3
+# Shards that may fail before the rest is given up: the others are still done, and the next start has only these left.
+NUM_TOLERATED = 3
+# Over an actor's whole life: enough for every shard that is tolerated to kill it.
+NUM_RESTARTS = (NUM_TOLERATED + 1) * (NUM_RETRIES + 1)
+# One shard waits at an actor while it works on another; more would share the fate of one that crashes it.
+NUM_SHARDS_IN_FLIGHT = 2
+FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
+
+
+class ShardError(RuntimeError):
+    """Shards that could not be done; the line names them and the reason. What was written stays."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One step of a chain, from table to table, on resources of its own.
+
+    Attributes:
+        function: `function(block, **arguments)`, or a class with `__init__(**arguments)` and `__call__(block)`, whose
+            instances live as long as the chain runs (a loaded model). A block has a column `part`, and is never empty.
+        arguments: small and picklable.
+        num_cpus: logical CPUs of one task or one actor; a fraction where it mostly waits.
+        num_gpus: GPUs of one, fractions allowed.
+        num_replicas: the fixed number of actors of a class; of no meaning for a function.
+    """
+
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    num_replicas: int = 1
+
+
+def map_shards(
+    shards: Sequence[Mapping[str, Any]],
+    operators: Sequence[Operator],
+    on_done: Callable[[dict[str, Any]], None],
+    no_progress_timeout_s: float = 1800,
+) -> None:
+    """Send shards through operators in parallel.
+
+    Args:
+        shards: each describes one shard, small: its `part` (unique) and what the first operator needs to find it. Comes
+            to that operator as a table of one row.
+        operators: the last returns a table of one row, its `part` among the columns.
+        on_done: called here with that row as soon as the shard is done, in any order.
+        no_progress_timeout_s: how long nothing at all may happen before that is an error (a shard that takes longer, or
+            resources that never come).
+
+    Raises:
+        StorageError: a folder could not be read or written.
+        ShardError: some shards could not be done for another reason; unless they are many, all others are.
+    """
+    left = {shard["part"] for shard in shards}
+    assert len(left) == len(shards), "two shards have one name"
+    failed: list[dict[str, Any]] = []
+    if not shards:
+        return
+    try:
+        with closing(_rows(shards, operators, no_progress_timeout_s)) as rows:
+            for row in rows:
+                if "error_type" not in row:
+                    left.remove(row["part"])
+                    on_done(row)
+                    continue
+                failed.append(row)
+                if len(failed) > NUM_TOLERATED or row["error_type"] == StorageError.__name__:
+                    break
+    except ExecutionTimeoutError:
+        reason = f"nothing happened for {no_progress_timeout_s:g} s; does the cluster have what the operators ask for?"
+        raise ShardError(_line(left, reason)) from None
+    except RayError as error:
+        raise ShardError(_line(left, _DIED)) from error
+    if failed:
+        first = failed[0]
+        if first["error_type"] == StorageError.__name__:
+            raise StorageError(first["message"])
+        reason = f"{first['error_type']}: {first['message']}"
+        raise ShardError(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
+    if left:
+        raise ShardError(_line(left, _DIED))
+
+
+_DIED = f"a worker died {NUM_RETRIES + 1} times over it (out of memory, or a crash in native code; see Ray's logs)"
+
+
+def _line(parts: set[str], reason: str) -> str:
+    few = ", ".join(sorted(parts)[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+    return f"not done: {few}: {reason}"
+
+
+def _rows(
+    shards: Sequence[Mapping[str, Any]], operators: Sequence[Operator], no_progress_timeout_s: float
+) -> Generator[dict[str, Any], None, None]:
+    context = DataContext.get_current().copy()
+    # A block is a shard, however large: Ray Data would cut it at 128 MB.
+    context.target_max_block_size = None
+    # Blocks whose workers died; what an operator raises does not come this way.
+    context.max_errored_blocks = NUM_TOLERATED
+    context.execution_no_progress_timeout_s = no_progress_timeout_s
+    context.execution_options.preserve_order = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with DataContext.current(context):
+        dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
+        for operator in operators:
+            dataset = _append(dataset, operator)
+        batch: Any
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+
+
+def _append(dataset: ray.data.Dataset, operator: Operator) -> ray.data.Dataset:
+    arguments = {"function": operator.function, "arguments": dict(operator.arguments)}
+    function: Callable[..., Any]
+    if isinstance(operator.function, type):
+        function = _Replica
+        pool = ActorPoolStrategy(size=operator.num_replicas, max_tasks_in_flight_per_actor=NUM_SHARDS_IN_FLIGHT)
+        options: dict[str, Any] = {"fn_constructor_kwargs": arguments, "compute": pool}
+        options |= {"max_restarts": NUM_RESTARTS, "max_task_retries": NUM_RETRIES}
+    else:
+        function = _call
+        options = {"fn_kwargs": arguments, "max_retries": NUM_RETRIES}
+    # `map_batches` itself refuses whole blocks as batches on a GPU, and has no other name for the bounds on retries; it
+    # is a check and a warning in front of this method. Ray's version is pinned, and the tests use both.
+    return dataset.map_batches_internal(
+        function,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=operator.num_cpus,
+        num_gpus=operator.num_gpus,
+        **options,
+    )
+
+
+def _call(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping[str, Any]) -> pa.Table:
+    """What a function returns, or, if it raises, a row that says so and passes through the operators after it.
+
+    An exception would end the whole job, and Ray Data would log it at length and advise the user to report it to Ray.
+    """
+    if block.schema.equals(FAILED):
+        return block
+    try:
+        return function(block, **arguments)
+    except Exception as error:
+        return _failed(block, error)
+
+
+class _Replica:
+    """The same for a class: neither its constructor nor its calls raise."""
+
+    def __init__(self, function: type, arguments: Mapping[str, Any]) -> None:
+        self.error: Exception | None = None
+        try:
+            self.instance = function(**arguments)
+        except Exception as error:
+            self.error = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self.error is not None:
+            return _failed(block, self.error)
+        return _call(block, self.instance, {})
+
+
+def _failed(block: pa.Table, error: Exception) -> pa.Table:
+    row = {
+        "part": block["part"][0].as_py(),
+        "error_type": StorageError.__name__ if isinstance(error, StorageError) else type(error).__name__,
+        "message": " ".join(str(error).split()),
+        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+    }
+    return pa.Table.from_pylist([row], schema=FAILED)
