@@ -1,0 +1,283 @@
+"""A frozen open_clip model used as a localiser (method M2): last-block input, attention, text encoder on embeddings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Of how many last blocks the attention is averaged (M2.2).
+NUM_ATTENTION_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the image tower gives for a batch of images of one size.
+
+    Attributes:
+        last_block_input: input of the last residual block; the class token is row 0, then h*w patches, row by row.
+        attention: softmaxed attention between patches, averaged over heads and over the last 8 blocks, the class
+            token's row and column removed (M2.2); None when it was not asked for.
+        grid: (h, w) patch tokens.
+    """
+
+    last_block_input: Float[Tensor, "batch all_tokens width"]
+    attention: Float[Tensor, "batch tokens tokens"] | None
+    grid: tuple[int, int]
+
+
+@functools.cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+class FrozenClip(nn.Module):
+    """An open_clip `CLIP` with a `VisionTransformer`, frozen and always in evaluation mode.
+
+    The patch embedding `visual.conv1` may be any module that maps (B, 3, h*patch, w*patch) to (B, width, h, w).
+
+    Args:
+        model: the CLIP; its parameters are frozen in place.
+        identity: what names these weights (a sha256 or a tag); stands in saved prompts.
+
+    Raises:
+        ValueError: the model's towers are of a kind on which the method is not defined.
+    """
+
+    def __init__(self, model: CLIP, identity: str) -> None:
+        super().__init__()
+        _check_supported(model)
+        self.model = model.requires_grad_(False).eval()
+        self.identity = identity
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stays in evaluation mode, whatever module it is a part of."""
+        return super().train(False)
+
+    @property
+    def _visual(self) -> Any:
+        return self.model.visual
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self._visual.patch_size[0])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the space that images and texts share."""
+        return int(self._visual.proj.shape[1])
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token embedding of the text tower."""
+        embed: Any = self.model.token_embedding
+        return int(embed.weight.shape[1])
+
+    @functools.cached_property
+    def logit_scale(self) -> float:
+        """Factor of the cosine: exp of the stored value."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Mean of the training images, per channel in 0..1; OpenAI's where the model does not say."""
+        return tuple(getattr(self._visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Standard deviation of the training images, per channel in 0..1; OpenAI's where the model does not say."""
+        return tuple(getattr(self._visual, "image_std", None) or OPENAI_DATASET_STD)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._visual.class_embedding.device
+
+    def preprocess(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 padded_height padded_width"]:
+        """Bicubic resize of each side to the next multiple of the patch size, then the CLIP's mean and deviation (M2).
+
+        Images of different sizes are the caller's to group: one call takes one size.
+        """
+        patch = self.patch_size
+        height, width = (-(-side // patch) * patch for side in images.shape[-2:])
+        pixels = images.to(self.device, self._visual.class_embedding.dtype) / 255
+        if (height, width) != tuple(images.shape[-2:]):
+            # antialias does nothing to an enlargement but choose PIL's kernel (a = -0.5), which CLIP was trained with.
+            pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp_(0, 1)
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return (pixels - mean) / std
+
+    @torch.no_grad()
+    def encode_image(
+        self, pixels: Float[Tensor, "batch 3 padded_height padded_width"], with_attention: bool
+    ) -> ImageFeatures:
+        """Run the image tower up to the input of its last block (M2); the position embedding follows the grid.
+
+        Args:
+            pixels: as `preprocess` gives them.
+            with_attention: also average the attention (M2.2); costs batch x tokens x tokens values.
+
+        Raises:
+            ValueError: the sides of `pixels` are not multiples of the patch size.
+        """
+        visual = self._visual
+        if any(side % self.patch_size for side in pixels.shape[-2:]):
+            raise ValueError(f"image sides {tuple(pixels.shape[-2:])} are not multiples of the patch {self.patch_size}")
+        patches = visual.conv1(pixels)
+        grid = (int(patches.shape[2]), int(patches.shape[3]))
+        class_token = visual.class_embedding.expand(len(patches), 1, -1)
+        x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+        x = visual.ln_pre(x + self.position_embedding(grid))
+
+        blocks = visual.transformer.resblocks
+        first_averaged = max(0, len(blocks) - NUM_ATTENTION_BLOCKS) if with_attention else len(blocks)
+        attention = None
+        for i, block in enumerate(blocks):
+            if i == len(blocks) - 1 and not with_attention:
+                break
+            query, key, value = _split_heads(block.attn, block.ln_1(x))
+            if i < first_averaged:
+                x = _after_attention(block, x, functional.scaled_dot_product_attention(query, key, value))
+                continue
+            weights = _attention_weights(query, key)
+            mean = weights.mean(dim=1)[:, 1:, 1:]
+            attention = mean if attention is None else attention + mean
+            if i < len(blocks) - 1:
+                x = _after_attention(block, x, weights @ value)
+        if attention is not None:
+            attention = attention / (len(blocks) - first_averaged)
+        return ImageFeatures(x, attention, grid)
+
+    def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "all_tokens width"]:
+        """Position embedding for a grid: class entry kept, the rest bilinear, align_corners False (M2)."""
+        visual = self._visual
+        table = visual.positional_embedding
+        if grid == tuple(visual.grid_size):
+            return table
+        square = table[1:].T.unflatten(1, tuple(visual.grid_size))[None]
+        resized = functional.interpolate(square, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat([table[:1], resized[0].flatten(1).T])
+
+    def activation(
+        self, last_block_input: Float[Tensor, "batch all_tokens width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """F of M2: output of ln_1 of the last block at the patch tokens."""
+        return self._visual.transformer.resblocks[-1].ln_1(last_block_input)[:, 1:]
+
+    def image_embedding(
+        self,
+        last_block_input: Float[Tensor, "batch all_tokens width"],
+        shift: Float[Tensor, "batch width"] | None = None,
+    ) -> Float[Tensor, "batch embed"]:
+        """Last block, ln_post, mean over the patch tokens, projection, L2 norm (M2).
+
+        Args:
+            last_block_input: as in `ImageFeatures`.
+            shift: added to F at every patch token. Its derivative at 0 is the sum over patch tokens of the derivative
+                at F, the class-token row of F and the residual path held fixed: what Softmax-GradCAM needs (M2.1).
+        """
+        visual = self._visual
+        block = visual.transformer.resblocks[-1]
+        activated = block.ln_1(last_block_input)
+        if shift is not None:
+            activated = torch.cat([activated[:, :1], activated[:, 1:] + shift[:, None]], dim=1)
+        query, key, value = _split_heads(block.attn, activated)
+        # Softmax spelled out: fused attention has no forward-mode derivative. The class token's query is never read.
+        attended = _attention_weights(query[:, :, 1:], key) @ value
+        patches = visual.ln_post(_after_attention(block, last_block_input[:, 1:], attended))
+        return functional.normalize(patches.mean(dim=1) @ visual.proj, dim=-1)
+
+    def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "prompts length"]:
+        """Token ids of texts, [SOS] first, [EOS] last, zeros after it, up to the context length of this CLIP.
+
+        Raises:
+            ValueError: a text is longer than the text tower reads (open_clip would cut it in silence), or the text
+                tower lacks one of its tokens.
+        """
+        length, num_words = int(self.model.context_length), int(self.model.vocab_size)
+        tokenizer = _tokenizer()
+        ids = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+            if len(tokens) > length:
+                raise ValueError(f"the prompt {text!r} has {len(tokens)} tokens; this CLIP reads at most {length}")
+            if max(tokens) >= num_words:
+                raise ValueError(f"this CLIP knows {num_words} tokens, too few for CLIP's tokenizer")
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids.to(self.device)
+
+    def end_positions(self, ids: Int[Tensor, "prompts length"]) -> Int[Tensor, "prompts"]:
+        """Position of [EOS] in each row of `token_ids`."""
+        return (ids == _tokenizer().eot_token_id).int().argmax(dim=1)
+
+    def token_embeddings(self, ids: Int[Tensor, "prompts length"]) -> Float[Tensor, "prompts length text_width"]:
+        """Rows of the text tower's embedding table, without position."""
+        embed: Any = self.model.token_embedding
+        return embed(ids)
+
+    def encode_text(
+        self, token_embeddings: Float[Tensor, "prompts length text_width"], end: Int[Tensor, "prompts"]
+    ) -> Float[Tensor, "prompts embed"]:
+        """Text embeddings, L2-normalised, of prompts given as token embeddings; differentiable to them.
+
+        Args:
+            token_embeddings: without position, which is added here.
+            end: position of [EOS] in each prompt. The tower is causal, so it runs only up to the last of them (M2.1).
+        """
+        model: Any = self.model
+        length = int(end.max()) + 1
+        x = token_embeddings[:, :length] + model.positional_embedding[:length]
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        x = model.ln_final(x[torch.arange(len(x), device=x.device), end])
+        projection = model.text_projection
+        x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return functional.normalize(x, dim=-1)
+
+
+def _check_supported(model: CLIP) -> None:
+    visual: Any = model.visual
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+    if not blocks or not hasattr(visual, "class_embedding"):
+        raise ValueError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
+    if any(not isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        raise ValueError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
+    if visual.attn_pool is not None or visual.proj is None:
+        raise ValueError(
+            "CLIP's image tower pools by attention or has no projection; mean pooling is not defined on it"
+        )
+    if visual.patch_size[0] != visual.patch_size[1]:
+        raise ValueError(
+            f"CLIP's patches are {visual.patch_size[0]} x {visual.patch_size[1]} pixels; squares are needed"
+        )
+    if model.attn_mask is None or model.text_pool_type not in ("argmax", "eos"):
+        raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
+
+
+def _split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each (batch, heads, tokens, width of a head)."""
+    assert attn.in_proj_weight is not None
+    projected = functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    query, key, value = projected.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+    return query, key, value
+
+
+def _attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    return torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, dim=3)
+
+
+def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a residual block: heads joined and projected, residual path, MLP."""
+    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
