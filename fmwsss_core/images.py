@@ -1,0 +1,137 @@
+"""Bytes to RGB pixels and back to label PNGs, with limits that are checked before anything is decoded."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+MIN_SIDE_PX = 8
+# Named, so that a file cannot choose a decoder that nobody expects (EPS starts a program).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """An image that can't be used; one sentence that says why."""
+
+
+def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode an image as a person sees it: upright by its EXIF orientation, 8 bits, three channels.
+
+    Grey becomes three equal channels, 16-bit grey is divided by 257, CMYK and palettes are converted, transparent pixels
+    are laid over white, and of an animation the first frame is taken.
+
+    Args:
+        data: an encoded image of one of FORMATS.
+        max_pixels: more are refused, before they are decoded.
+
+    Raises:
+        ImageError: no image, too large, too small (a side below MIN_SIDE_PX), truncated or damaged.
+    """
+    image = _open(data, max_pixels)
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("its pixels are floating-point numbers; give 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    return np.array(image)
+
+
+def encode_label_png(labels: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A map of class indices as a PNG with the palette of PASCAL VOC, which every viewer shows in colours."""
+    image = Image.fromarray(labels)
+    image.putpalette(VOC_PALETTE.tobytes())
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_label_png(data: bytes) -> UInt8[np.ndarray, "height width"]:
+    """The class indices of a palette PNG (the palette itself does not matter) or an 8-bit grey PNG.
+
+    Raises:
+        ImageError: no PNG, damaged, or its pixels are not class indices.
+    """
+    image = _open(data, max_pixels=2**62)
+    # Pillow spreads grey of 2 or 4 bits over 0..255, so the indices would be lost.
+    is_narrow_grey = data[24:26] in (b"\x02\x00", b"\x04\x00")
+    if image.format != "PNG" or image.mode not in ("P", "L") or is_narrow_grey:
+        raise ImageError("a label image is a PNG of class indices: with a palette, or 8-bit grey")
+    return np.array(image)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """A decoded image within the limits."""
+    try:
+        with warnings.catch_warnings():
+            # Of sizes that the limit below decides about.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        known = ", ".join(name for name in FORMATS if name != "MPO")
+        raise ImageError(f"the file is no image that can be read ({known})" if data else "the file is empty") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has more than the {_most(max_pixels)} pixels that are allowed") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError("the image is damaged: its header can't be read") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"the image has {width} x {height} pixels, more than the {max_pixels} that are allowed")
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageError(f"the image has {width} x {height} pixels; both sides need at least {MIN_SIDE_PX}")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on damaged data.
+        truncated = "truncated" in str(error) or isinstance(error, EOFError)
+        raise ImageError(f"the image is {'cut off: the file ends too early' if truncated else 'damaged'}") from error
+    return image
+
+
+def _most(max_pixels: int) -> int:
+    # Pillow refuses on its own what is more than twice its limit, which stays in force.
+    return min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ImageError("its pixels have 32 bits; give 8 or 16 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """PASCAL VOC's colours: bits 0, 3, 6 of the index are the high bits of red, bits 1, 4, 7 of green, and so on."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    index = np.arange(256)
+    for level in range(8):
+        for channel in range(3):
+            bit = (index >> (3 * level + channel)) & 1
+            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return palette
+
+
+VOC_PALETTE = _voc_palette()
