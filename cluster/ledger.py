@@ -69,6 +69,11 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def part_index(part: str) -> int:
+    """The index that `part_name` made this name of."""
+    return int(part.removeprefix("part-").removesuffix(".parquet"))
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder. Small and picklable: tasks on other nodes write their parts through it."""
@@ -135,10 +140,15 @@ class Run:
         self.folder.child(stage).write_table(part, table, schema)
 
     def failures(self, stage: str | None = None) -> pa.Table:
-        """The rows of FAILURES of one stage, or of all, in the order of their parts."""
+        """The rows of FAILURES of one stage, or of all, in the order of their parts.
+
+        Of one stage only those of parts that are written: the others will be told again.
+        """
         folder = self.folder.child(FAILURES_FOLDER)
-        folder = folder.child(stage) if stage else folder
-        names = [name for name in folder.list() if name.endswith(".parquet")]
+        names = [name for name in folder.list(f"{stage}/" if stage else "") if name.endswith(".parquet")]
+        if stage:
+            written = set(self.folder.child(stage).list("part-"))
+            names = [name for name in names if name.removeprefix(f"{stage}/") in written]
         return pa.concat_tables([FAILURES.empty_table(), *(folder.read_table(name) for name in names)])
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:

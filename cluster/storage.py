@@ -54,6 +54,10 @@ class StorageError(ValueError):
     """Something about a folder that a user can put right; one line, with its URL and what to do."""
 
 
+class FileError(StorageError):
+    """One file that is absent or too large; the folder itself answers."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder named by a local path or by a URL (`s3://bucket/prefix`, or another scheme that fsspec has).
@@ -125,14 +129,22 @@ class Folder:
 
         return self._patiently("look up", path, info)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """The bytes of a file.
 
         Raises:
-            StorageError: it is absent or can't be read.
+            FileError: there is none, or it is larger than `max_bytes` and is not read.
+            StorageError: it can't be read.
         """
         path = self._at(name)
-        return self._patiently("read", path, lambda: self._open()[0].cat_file(path))
+
+        def read() -> bytes:
+            filesystem, _ = self._open()
+            if max_bytes is not None and (size := filesystem.size(path)) > max_bytes:
+                raise FileError(f"{path} has {size} bytes, more than the {max_bytes} that are allowed")
+            return filesystem.cat_file(path)
+
+        return self._patiently("read", path, read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, or not at all; one that is there is replaced."""
@@ -221,6 +233,8 @@ class Folder:
                 return call()
             except pa.ArrowInvalid as error:
                 raise StorageError(f"can't {action} {path}: it is no Parquet file with these columns") from error
+            except StorageError:
+                raise
             except Exception as error:
                 if attempt + 1 < NUM_TRIES and _is_transient(error):
                     time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
@@ -228,19 +242,16 @@ class Folder:
                 reason = _reason(error)
                 if reason is None:
                     raise
+                is_missing = isinstance(error, FileNotFoundError) and not _is_missing_bucket(error)
                 # What the server answered may repeat the key id: only its kind is told, and the chain is cut.
-                raise StorageError(f"can't {action} {path}: {reason}") from None
+                raise (FileError if is_missing else StorageError)(f"can't {action} {path}: {reason}") from None
         raise AssertionError("the last attempt returns or raises")
 
 
-def read_url(url: str) -> bytes:
-    """The bytes of the file at a path or URL.
-
-    Raises:
-        StorageError: it is absent or can't be read.
-    """
-    parent, _, name = url.rpartition("/")
-    return Folder(parent or ".").read(name)
+def read_url(url: str, max_bytes: int | None = None) -> bytes:
+    """The bytes of the file at a path or URL; raises as `Folder.read`."""
+    parent, slash, name = url.rpartition("/")
+    return Folder(parent or slash or ".").read(name, max_bytes)
 
 
 def _write_local(path: str, data: bytes) -> None:

@@ -31,8 +31,8 @@ class ImageError(ValueError):
 def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image as a person sees it: upright by its EXIF orientation, 8 bits, three channels.
 
-    Grey becomes three equal channels, 16-bit grey is divided by 257, CMYK and palettes are converted, transparent pixels
-    are laid over white, and of an animation the first frame is taken.
+    Grey becomes three equal channels, 16-bit grey is divided by 257, CMYK and palettes are converted, what is
+    transparent is laid over white, and of an animation the first frame is taken.
 
     Args:
         data: an encoded image of one of FORMATS.
@@ -59,7 +59,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
 def encode_label_png(labels: UInt8[np.ndarray, "height width"]) -> bytes:
     """A map of class indices as a PNG with the palette of PASCAL VOC, which every viewer shows in colours."""
     image = Image.fromarray(labels)
-    image.putpalette(VOC_PALETTE.tobytes())
+    image.putpalette(PALETTE.tobytes())
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -134,4 +134,4 @@ def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
     return palette
 
 
-VOC_PALETTE = _voc_palette()
+PALETTE = _voc_palette()
