@@ -73,8 +73,8 @@ def softmax_gradcam(
     scores = class_scores(logits, clip.logit_scale * embedding @ background.T, present)
 
     image, class_index = present.nonzero(as_tuple=True)
-    # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of two
-    # almost equal vectors would lose its digits.
+    # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of
+    # two almost equal vectors would lose its digits.
     rivals = scores[image].scatter(1, class_index[:, None], 0)
     pull = rivals.sum(dim=1, keepdim=True) * foreground[class_index] - rivals @ torch.cat([foreground, background])
     cotangent = clip.logit_scale * scores[image, class_index][:, None] * pull

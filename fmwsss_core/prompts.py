@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ Backgrounds = Literal["named", "learned"]
 # A word that is one token: it holds the places of the context vectors.
 _PLACEHOLDER = "X"
 _METADATA_KEY = "fmwsss_prompts"
+# What a saved file must say for the same prompts to be built again.
+_SETTINGS = ("context", "name_position", "num_context", "backgrounds", "num_backgrounds")
 
 
 class PromptLearner(nn.Module):
@@ -62,15 +64,19 @@ class PromptLearner(nn.Module):
             raise ValueError(
                 f"num_context {num_context} must be at least 1, num_backgrounds {num_backgrounds} at least 0"
             )
+        for option, value, choices in (
+            ("context", context, get_args(Context)),
+            ("name_position", name_position, get_args(NamePosition)),
+            ("backgrounds", backgrounds, get_args(Backgrounds)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{option} is {value!r}; it can be {' or '.join(choices)}")
         self._clip = (clip,)  # in a tuple, so that torch does not count it as a part of this module
         self.vocabulary = vocabulary
-        self.settings: dict[str, Any] = {
-            "context": context,
-            "name_position": name_position,
-            "num_context": num_context,
-            "backgrounds": backgrounds,
-            "num_backgrounds": num_backgrounds if backgrounds == "learned" else len(vocabulary.backgrounds),
-        }
+        if backgrounds == "named":
+            num_backgrounds = len(vocabulary.backgrounds)
+        values = (context, name_position, num_context, backgrounds, num_backgrounds)
+        self.settings: dict[str, Any] = dict(zip(_SETTINGS, values, strict=True))
 
         names = [*vocabulary.prompts, *(vocabulary.backgrounds if backgrounds == "named" else [])]
         context_rows = [0] * len(names) if context == "unified" else list(range(len(names)))
@@ -142,9 +148,6 @@ class PromptLearner(nn.Module):
         return learner
 
 
-_SETTINGS = ("context", "name_position", "num_context", "backgrounds", "num_backgrounds")
-
-
 @torch.no_grad()
 def handmade_embeddings(
     clip: FrozenClip, vocabulary: Vocabulary
@@ -158,9 +161,7 @@ def handmade_embeddings(
 
 def _layout(clip: FrozenClip, name: str, position: NamePosition, num_context: int) -> tuple[str, list[int]]:
     """A prompt with placeholders, and the token positions of these."""
-    num_before = {"end": num_context, "front": 0, "middle": num_context // 2}.get(position)
-    if num_before is None:
-        raise ValueError(f"the name stands at end, front or middle, not {position!r}")
+    num_before = {"end": num_context, "front": 0, "middle": num_context // 2}[position]
     words = [_PLACEHOLDER] * num_before + [name] * bool(name) + [_PLACEHOLDER] * (num_context - num_before)
     num_name_tokens = int(clip.end_positions(clip.token_ids([name]))[0]) - 1
     places = range(1, 1 + num_context)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +191,27 @@ def test_handmade_prompts_are_the_template(clip: FrozenClip):
     texts = [f"a clean origami {name}." for name in (*TINY.prompts, *TINY.backgrounds)]
     expected = reference.text_embedding(clip.model, clip.token_ids(texts))
     torch.testing.assert_close(torch.cat([foreground, background]), expected, rtol=0, atol=1e-12)
+
+
+def test_unknown_choices_are_refused_where_shapes_and_types_are_not_checked():
+    # The import hook of the tests would stop these before our own check: a plain interpreter has none.
+    program = """
+from fmwsss_core.clip import FrozenClip
+from fmwsss_core.prompts import PromptLearner
+from fmwsss_core.vocabulary import custom_vocabulary
+from tests.references.clip import random_clip
+clip, vocabulary = FrozenClip(random_clip(), "random"), custom_vocabulary(["cat"])
+good = {"context": "unified", "name_position": "end", "backgrounds": "named"}
+for option in good:
+    try:
+        PromptLearner(clip, vocabulary, **{**good, option: "typo"})
+    except ValueError as error:
+        print(error)
+"""
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        "context is 'typo'; it can be unified or class-specific",
+        "name_position is 'typo'; it can be end or front or middle",
+        "backgrounds is 'typo'; it can be named or learned",
+    ]
