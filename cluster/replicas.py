@@ -1,0 +1,114 @@
+"""The actor classes that hold models: blocks of decoded images in, blocks of their results out. No formulas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.models import ModelSpec, load_clip, load_sam
+from cluster.rows import map_rows
+from cluster.storage import Folder
+from fmwsss_core.records import MAPS_PAYLOAD, SUPERPIXELS, maps_to_bytes, superpixels_row
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+    from fmwsss_core.sam import ProposalSettings
+    from fmwsss_core.vocabulary import Vocabulary
+
+SUPERPIXELS_PAYLOAD = [field for field in SUPERPIXELS if field.name != "image_id"]
+
+
+class SamReplica:
+    """A SAM that stays in memory and turns decoded images into superpixels."""
+
+    def __init__(self, spec: ModelSpec, settings: ProposalSettings, stage: str, num_threads: int) -> None:
+        use_threads(num_threads)
+        self.sam = load_sam(spec)
+        self.settings = settings
+        self.stage = stage
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """DECODED_PAYLOAD rows in, SUPERPIXELS_PAYLOAD rows out."""
+        return map_rows(block, self._propose, SUPERPIXELS_PAYLOAD, self.stage)
+
+    def _propose(self, row: dict[str, Any]) -> dict[str, Any]:
+        from fmwsss_core.sam import propose
+
+        return superpixels_row(row["image_id"], propose(self.sam, pixels_of(row), self.settings))
+
+
+class ClipReplica:
+    """A frozen CLIP with one set of learned prompts, embedded once, that turns decoded images into class maps."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        vocabulary: Vocabulary,
+        prompts: tuple[Folder, str],
+        box_threshold: float | None,
+        num_sinkhorn: int,
+        stage: str,
+        num_threads: int,
+    ) -> None:
+        import torch
+
+        from fmwsss_core.prompts import PromptLearner
+
+        use_threads(num_threads)
+        self.clip = load_clip(spec)
+        self.vocabulary = vocabulary
+        folder, name = prompts
+        with torch.no_grad():
+            learner = PromptLearner.from_bytes(self.clip, vocabulary, folder.read(name))
+            self.foreground, self.background = learner()
+        self.box_threshold, self.num_sinkhorn = box_threshold, num_sinkhorn
+        self.stage = stage
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out."""
+        return map_rows(block, self._map_classes, MAPS_PAYLOAD, self.stage)
+
+    def _map_classes(self, row: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        from fmwsss_core.affinity import refine
+        from fmwsss_core.cam import normalise, softmax_gradcam
+
+        indices = sorted(self.vocabulary.indices(row["classes"]))
+        present = torch.zeros(1, len(self.vocabulary.classes), dtype=torch.bool, device=self.clip.device)
+        present[0, [index - 1 for index in indices]] = True
+        image = torch.from_numpy(pixels_of(row)).to(self.clip.device).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            features = self.clip.encode_image(self.clip.preprocess(image), with_attention=True)
+            assert features.attention is not None
+            maps = softmax_gradcam(self.clip, features.last_block_input, self.foreground, self.background, present)
+            cams = normalise(maps.cam)
+            refined = normalise(
+                refine(features.attention[0], cams, features.grid, self.box_threshold, self.num_sinkhorn)
+            )
+        shape = (len(indices), *features.grid)
+        return {
+            "height_px": row["height_px"],
+            "width_px": row["width_px"],
+            "classes": [self.vocabulary.classes[index - 1] for index in indices],
+            "grid_height": features.grid[0],
+            "grid_width": features.grid[1],
+            "cam": maps_to_bytes(cams.float().reshape(shape).cpu().numpy()),
+            "refined_cam": maps_to_bytes(refined.float().reshape(shape).cpu().numpy()),
+        }
+
+
+def use_threads(num_threads: int) -> None:
+    """Gives torch the threads of this actor's share of the machine; Ray sets one for every worker."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def pixels_of(row: dict[str, Any]) -> UInt8[np.ndarray, "height width 3"]:
+    """The decoded image of a row of DECODED_PAYLOAD."""
+    pixels = np.frombuffer(row["pixels"], dtype=np.uint8)
+    return pixels.reshape(row["height_px"], row["width_px"], 3).copy()

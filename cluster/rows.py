@@ -1,0 +1,71 @@
+"""Blocks on their way through the operators of a stage: one block is one shard, one row is one image or its failure.
+
+An exception in an operator would fail the whole job, and Ray Data's own tolerance drops whole blocks; so errors are
+caught per row here and travel with the block to the operator that writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from fmwsss_core.records import FAILURES, failure_row
+
+SUMMARY = pa.schema([("part", pa.string()), ("num_rows", pa.int64()), ("num_failures", pa.int64())])
+
+
+def carried(payload: Sequence[pa.Field]) -> pa.Schema:
+    """The schema of a block between two operators: where the row belongs, its payload, or else its failure."""
+    own = [("part", pa.string()), ("image_id", pa.string())]
+    return pa.schema([*own, *payload, ("failure", pa.struct(list(FAILURES)))])
+
+
+def start_rows(part: str, rows: Iterable[Mapping[str, Any]], payload: Sequence[pa.Field]) -> pa.Table:
+    """The block of one shard. A shard without images becomes one row without an id: Ray Data loses empty blocks."""
+    schema = carried(payload)
+    filled = [{"part": part, "failure": None, **row} for row in rows]
+    return pa.Table.from_pylist(filled or [{"part": part}], schema=schema)
+
+
+def map_rows(
+    block: pa.Table,
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    payload: Sequence[pa.Field],
+    stage: str,
+) -> pa.Table:
+    """Applies a function to every image of a block; what it raises becomes the failure of that image alone.
+
+    Args:
+        block: a table of `carried(...)`.
+        function: row -> payload of the new row.
+        payload: fields that the function returns.
+        stage: name of the stage, for the failures table.
+    """
+    rows = []
+    for row in block.to_pylist():
+        new = {"part": row["part"], "image_id": row["image_id"], "failure": row["failure"]}
+        if row["image_id"] is not None and row["failure"] is None:
+            try:
+                new.update(function(row))
+            except Exception as error:
+                new["failure"] = failure_row(row["image_id"], stage, error)
+        rows.append(new)
+    return pa.Table.from_pylist(rows, schema=carried(payload))
+
+
+def split_rows(block: pa.Table, schema: pa.Schema) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """What the last operator writes: the rows of a block in `schema`, and its failures."""
+    failures = [failure for failure in block["failure"].to_pylist() if failure is not None]
+    good = [
+        image_id is not None and failure is None
+        for image_id, failure in zip(block["image_id"].to_pylist(), block["failure"].to_pylist(), strict=True)
+    ]
+    return block.filter(pa.array(good, pa.bool_())).select(schema.names).cast(schema), failures
+
+
+def summary(part: str, num_rows: int, num_failures: int) -> pa.Table:
+    """The only thing that a stage sends to the driver: counts of one shard."""
+    row = {"part": part, "num_rows": num_rows, "num_failures": num_failures}
+    return pa.Table.from_pylist([row], schema=SUMMARY)

@@ -1,0 +1,95 @@
+"""A Ray Train job: the same loop on one worker or several, restarted when one dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from cluster.storage import Folder
+
+NUM_RESTARTS = 3
+
+
+class TrainingError(RuntimeError):
+    """A training loop that raised, or whose workers died too often; the message is the first cause, in one line."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Workers of a training job.
+
+    Attributes:
+        num_workers: processes that share each batch.
+        use_gpu: whether each has a GPU of its own.
+        num_threads: torch threads of each; Ray would leave it at one.
+    """
+
+    num_workers: int
+    use_gpu: bool
+    num_threads: int
+
+
+def plan_training(num_workers: int) -> TrainPlan:
+    """A GPU for every worker if the cluster has that many, else none."""
+    have = ray.cluster_resources()
+    return TrainPlan(num_workers, have.get("GPU", 0) >= num_workers, max(1, int(have.get("CPU", 1)) // num_workers))
+
+
+def train(
+    loop: Callable[[dict[str, Any]], None], settings: Mapping[str, Any], plan: TrainPlan, scratch: Folder
+) -> None:
+    """Runs `loop(settings)` on every worker, in one process group, until all return.
+
+    Args:
+        loop: finds rank and size in `ray.train.get_context()`; started again, it goes on from its own checkpoint.
+        settings: small and picklable.
+        plan: how many workers, on what.
+        scratch: for Ray Train's own files; must be seen by every node. Emptied at the end.
+
+    Raises:
+        TrainingError: the loop raised, or workers died more often than they are restarted.
+    """
+    path, filesystem = _arrow_path(scratch)
+    resources = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": 1.0}
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=dict(settings),
+        scaling_config=ScalingConfig(
+            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=NUM_RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise TrainingError(_first_cause(error)) from error
+    finally:
+        scratch.delete_all()
+
+
+def _arrow_path(folder: Folder) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """What Ray Train wants: a path without a scheme and a pyarrow filesystem, with the endpoint of the environment."""
+    if folder.is_local:
+        return folder.url, None
+    filesystem, path = fsspec.core.url_to_fs(folder.url)
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+
+
+def _first_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    cause: BaseException = next(iter(failures.values()), error)
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]

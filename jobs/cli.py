@@ -1,0 +1,119 @@
+"""The command `fmwsss`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.config import load_config
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Image-level labels to segmentation seeds with CLIP and SAM, on one machine or a Ray cluster.",
+)
+ConfigPath = Annotated[str, typer.Argument(metavar="RUN_FILE", help="a run file, such as configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings laid over the run file")
+]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STEP", help="delete the outputs of this step and of all after it first"),
+]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, restart_from: From = None) -> None:
+    """Run every step that is not complete yet, print the table, write the report."""
+    _execute(config, overrides, None, restart_from)
+
+
+@app.command()
+def ingest(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Read the images and their labels, check them, write them as shards."""
+    _execute(config, overrides, ["ingest"])
+
+
+@app.command()
+def propose(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Propose superpixels with SAM."""
+    _execute(config, overrides, ["propose"])
+
+
+@app.command()
+def learn(
+    prompts: Annotated[Literal["classification", "segmentation"], typer.Argument()],
+    config: ConfigPath,
+    overrides: Overrides = None,
+) -> None:
+    """Learn one set of prompts."""
+    _execute(config, overrides, [f"learn-{prompts}"])
+
+
+@app.command()
+def seed(
+    seeds: Annotated[Literal["coarse", "fine"], typer.Argument()], config: ConfigPath, overrides: Overrides = None
+) -> None:
+    """Make one set of seeds."""
+    _execute(config, overrides, [f"seed-{seeds}"])
+
+
+@app.command()
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Judge maps and seeds, print the table, write reports/metrics.json."""
+    _execute(config, overrides, ["evaluate"])
+
+
+@app.command()
+def preview(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Write reports/index.html."""
+    _execute(config, overrides, ["preview"])
+
+
+def run_step(step: str | None) -> None:
+    """The command line of `python -m jobs.<module>`: RUN_FILE [KEY=VALUE]...; None means all steps."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"usage: python -m jobs.{step.partition('-')[0] if step else 'pipeline'} RUN_FILE [KEY=VALUE]...")
+    _execute(sys.argv[1], sys.argv[2:], None if step is None else [step])
+
+
+def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, restart_from: str | None = None) -> None:
+    """Loads the run file and runs; a mistake that a user can put right is one line and exit code 2."""
+    try:
+        config = load_config(path, overrides)
+        # Only now: a typing mistake should not cost the import of Ray and torch.
+        from jobs import pipeline
+
+        if restart_from is not None and restart_from not in pipeline.STEPS:
+            raise ValueError(f"--from {restart_from}: steps are {', '.join(pipeline.STEPS)}")
+        pipeline.run(config, steps, restart_from)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, RuntimeError) as error:
+        if os.environ.get("FMWSSS_DEBUG"):
+            traceback.print_exc()
+        print(f"fmwsss: {_one_line_each(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line_each(error: BaseException) -> str:
+    from ray.exceptions import RayTaskError
+
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return "\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip())
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

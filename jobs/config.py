@@ -1,0 +1,280 @@
+"""The schema of a run file: strict, with every mistake told at once in words that name the key."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from cluster.models import ModelSpec
+from fmwsss_core.vocabulary import Vocabulary, custom_vocabulary, vocabulary_named
+
+
+class ConfigError(ValueError):
+    """A run file that cannot be used; one line per mistake."""
+
+
+class Section(BaseModel):
+    """A part of a run file: no unknown keys, no silent conversions, nothing changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ToyData(Section):
+    """Scenes drawn by program: nothing to download."""
+
+    kind: Literal["toy"]
+    num_images: Count
+    first_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class VocData(Section):
+    """A PASCAL VOC layout; labels from Annotations, or else the classes of the masks in SegmentationClass."""
+
+    kind: Literal["voc"]
+    root: str
+    split: str
+    max_images: Count | None = None
+
+
+class FolderData(Section):
+    """A folder of images and a table (CSV or Parquet) of image ids and their classes."""
+
+    kind: Literal["folder"]
+    images: str
+    labels: str
+    truth: str | None = None
+    split: str = "all"
+    max_images: Count | None = None
+
+
+class VocabularySection(Section):
+    """Classes of one's own."""
+
+    classes: list[str]
+    prompts: list[str] | None = None
+    backgrounds: list[str] = []
+
+
+class ModelSection(Section):
+    """Either `model` (with `weights` unless it is the toy one) or `factory`."""
+
+    model: str | None = None
+    weights: str | None = None
+    sha256: str | None = None
+    factory: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ModelSection:
+        if bool(self.model) == bool(self.factory):
+            raise ValueError("give either `model` or `factory`")
+        if self.factory and (self.weights or self.sha256):
+            raise ValueError("a factory loads its own weights: leave out `weights` and `sha256`")
+        if self.model == "toy" and (self.weights or self.sha256):
+            raise ValueError("the toy model has its own weights: leave out `weights` and `sha256`")
+        return self
+
+    def spec(self) -> ModelSpec:
+        """The same, as the cluster's rooms take it."""
+        return ModelSpec(self.model, self.weights, self.sha256, self.factory)
+
+
+class ImageLimits(Section):
+    """What an image may be, checked before it is decoded."""
+
+    max_pixels: Count = 64_000_000
+    max_bytes: Count = 64_000_000
+
+
+class ProposeSection(Section):
+    """SAM's automatic masks with the three changes (method M5.1); the values are those of `ProposalSettings`."""
+
+    points_per_side: Count = 32
+    points_per_batch: Count = 64
+    predicted_iou_threshold: Share = 0.86
+    stability_threshold: Share = 0.92
+    stability_offset: Annotated[float, Field(gt=0)] = 1.0
+    box_nms_threshold: Share = 0.7
+    crop_layers: Annotated[int, Field(ge=0, le=3)] = 0
+    crop_downscale: Count = 2
+    min_region_area_px: Annotated[int, Field(ge=0)] = 100
+    whole_bonus: float = 0.1
+    whole_priority: float = 1.0
+    occupation_threshold: Share | None = 0.3
+
+
+class AugmentSection(Section):
+    """Views of an image in training (method M3)."""
+
+    long_side_px: tuple[Count, Count] = (288, 480)
+    crop_px: Count = 224
+    jitter: bool = True
+    flip: bool = True
+
+
+class LearnSection(Section):
+    """One set of prompts and how it is learned (method M3 and M4)."""
+
+    context: Literal["unified", "class-specific"]
+    name_position: Literal["end", "front", "middle"]
+    num_context: Count = 16
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    backgrounds: Literal["named", "learned"]
+    num_backgrounds: Count = 25
+    cam_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Count = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    warmup_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    augment: AugmentSection = AugmentSection()
+
+
+class LearnStages(Section):
+    """The two sets of prompts, in the order in which they are learned."""
+
+    classification: LearnSection
+    segmentation: LearnSection
+
+
+class SeedSection(Section):
+    """From maps and superpixels to a seed (method M2.2 and M5.2)."""
+
+    alpha: Annotated[float, Field(gt=0)]
+    box_threshold: Share | None
+    num_sinkhorn: Annotated[int, Field(ge=0)] = 1
+
+
+class SeedStages(Section):
+    """Coarse seeds from the classification prompts, fine seeds from the segmentation prompts."""
+
+    coarse: SeedSection
+    fine: SeedSection
+    png: bool = True
+    confidence: bool = True
+
+
+class PreviewSection(Section):
+    """The report a person looks at."""
+
+    num_images: Count = 40
+
+
+class ClusterSection(Section):
+    """Where to run and how much of it to use; a null takes what is there."""
+
+    address: str | None = None
+    num_cpus: Count | None = None
+    num_replicas: Count | None = None
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    train_workers: Count = 1
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    run: str
+    dataset: Annotated[ToyData | VocData | FolderData, Field(discriminator="kind")]
+    vocabulary: str | VocabularySection
+    clip: ModelSection
+    sam: ModelSection
+    shard_rows: Count = 32
+    random_seed: Annotated[int, Field(ge=0)] = 0
+    limits: ImageLimits = ImageLimits()
+    propose: ProposeSection = ProposeSection()
+    learn: LearnStages
+    seeds: SeedStages
+    preview: PreviewSection = PreviewSection()
+    cluster: ClusterSection = ClusterSection()
+
+    def resolve_vocabulary(self) -> Vocabulary:
+        """The classes of this run."""
+        if isinstance(self.vocabulary, str):
+            return vocabulary_named(self.vocabulary)
+        own = self.vocabulary
+        return custom_vocabulary(own.classes, prompts=own.prompts, backgrounds=own.backgrounds)
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run file and lays `key.path=value` overrides over it; values are read as YAML.
+
+    Raises:
+        ConfigError: no such file, no YAML, or keys and values that are wrong; every one of them on its own line.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError:
+        raise ConfigError(f"no run file at {path}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings")
+    for override in overrides or []:
+        _lay_over(raw, override)
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(raw, mistake) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+    try:
+        config.resolve_vocabulary()
+    except ValueError as error:
+        raise ConfigError(f"{path}: vocabulary: {error}") from None
+    return config
+
+
+def _lay_over(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"an override looks like key=value, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of {override!r} is no YAML") from None
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = value
+
+
+def _sentence(raw: Any, mistake: Any) -> str:
+    """One mistake of pydantic's list as one sentence that names the key as it stands in the file."""
+    path = [part for part in mistake["loc"] if part not in ("toy", "voc", "folder", "VocabularySection")]
+    key = ".".join(str(part) for part in path) or "the run file"
+    if mistake["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1], raw), n=1)
+        hint = f"; did you mean '{'.'.join([*map(str, path[:-1]), near[0]])}'?" if near else ""
+        return f"Unknown key: '{key}'{hint}"
+    if mistake["type"] == "missing":
+        return f"Missing key: '{key}'"
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(mistake["input"], dict) else f" (given: {mistake['input']!r})"
+    return f"'{key}': {message[0].lower() + message[1:]}{given}"
+
+
+def _known_keys(path: list[Any], raw: Any) -> list[str]:
+    """The keys that the schema has at a path; for a choice of sections, those of the section that was chosen."""
+    schema = TypeAdapter(RunConfig).json_schema()
+    definitions = schema.get("$defs", {})
+    node = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, {})
+        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
+        mapping = node.get("discriminator", {}).get("mapping")
+        options = node.get("anyOf", []) + node.get("allOf", [])
+        reference = mapping.get(raw.get("kind"), "") if mapping and isinstance(raw, dict) else node.get("$ref", "")
+        reference = reference or next((option["$ref"] for option in options if "$ref" in option), "")
+        node = definitions.get(reference.rpartition("/")[2], {})
+    return list(node.get("properties", {}))

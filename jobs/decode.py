@@ -1,0 +1,29 @@
+"""The first operator of every stage that looks at images: one shard of the run's images, decoded on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.ledger import Run
+from cluster.rows import map_rows, start_rows
+from fmwsss_core.images import decode_rgb
+from fmwsss_core.records import DECODED_PAYLOAD, IMAGES
+
+ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
+
+
+def decode_shard(block: pa.Table, run: Run, stage: str) -> pa.Table:
+    """A block that names one part of `images/` in, its decoded images out. The truth column is never read here."""
+    part = block["part"][0].as_py()
+    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"])
+    encoded = start_rows(part, table.to_pylist(), ENCODED_PAYLOAD)
+    return map_rows(encoded, _decode, DECODED_PAYLOAD, stage)
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+    # The limits were checked when the image came in.
+    pixels = decode_rgb(row["image"], max_pixels=2**62)
+    height_px, width_px = pixels.shape[:2]
+    return {"height_px": height_px, "width_px": width_px, "classes": row["classes"], "pixels": pixels.tobytes()}

@@ -1,0 +1,61 @@
+"""The whole way of the data, stage after stage: `python -m jobs.pipeline RUN_FILE [key=value ...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cluster.ledger import Run
+from cluster.models import check
+from cluster.session import session
+from cluster.storage import Folder
+from jobs import evaluate, ingest, learn, preview, propose, seed
+from jobs.config import RunConfig
+from jobs.stage import versions
+from jobs.table import print_table
+
+# Step -> (folder in the run, what it does). The order is the order of the run.
+STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
+    "ingest": ("images", ingest.run),
+    "propose": ("superpixels", propose.run),
+    "learn-classification": ("prompts/classification", lambda config, run: learn.run(config, run, "classification")),
+    "seed-coarse": ("seeds/coarse", lambda config, run: seed.run(config, run, "coarse")),
+    "learn-segmentation": ("prompts/segmentation", lambda config, run: learn.run(config, run, "segmentation")),
+    "seed-fine": ("seeds/fine", lambda config, run: seed.run(config, run, "fine")),
+    "evaluate": ("reports", evaluate.run),
+    "preview": ("reports", preview.run),
+}
+
+
+def run(config: RunConfig, steps: list[str] | None = None, restart_from: str | None = None) -> None:
+    """Runs some steps, or all of them; what is complete is not done again.
+
+    Args:
+        config: the run file.
+        steps: names among STEPS; None means all.
+        restart_from: first a step whose outputs, and those of all steps after it, are deleted.
+
+    Raises:
+        ValueError: anything that a user can put right, in one line.
+    """
+    ledger = Run(Folder(config.run))
+    models = {"clip": check(config.clip.spec(), "clip"), "sam": check(config.sam.spec(), "sam")}
+    if restart_from is not None:
+        names = list(STEPS)
+        for name in reversed(names[names.index(restart_from) :]):
+            ledger.reset(STEPS[name][0])
+    settings = config.model_dump(mode="json", exclude={"cluster"})
+    ledger.write_manifest({"config": settings, "models": models, "versions": versions()})
+    chosen = list(STEPS) if steps is None else steps
+    with session(config.cluster.address, config.cluster.num_cpus):
+        results = {name: STEPS[name][1](config, ledger) for name in chosen}
+    if "evaluate" in results:
+        print_table(results["evaluate"])
+    if "preview" in results:
+        print(f"report: {results['preview']}")
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step(None)

@@ -1,0 +1,48 @@
+"""Stage `superpixels`: SAM's masks for every image, once per image and SAM."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from cluster.ledger import Receipt, Run
+from cluster.replicas import SamReplica
+from cluster.resources import plan_replicas
+from cluster.rows import split_rows, summary
+from cluster.shards import Operator
+from fmwsss_core.records import SUPERPIXELS
+from fmwsss_core.sam import ProposalSettings
+from jobs.config import RunConfig
+from jobs.decode import decode_shard
+from jobs.stage import begin_stage, run_sharded, upstream
+
+STAGE = "superpixels"
+
+
+def run(config: RunConfig, run: Run) -> Receipt:
+    """Proposes superpixels for the run's images: decode | SAM | write.
+
+    Raises:
+        ValueError: the images are not there, the settings make no sense, or every image failed.
+    """
+    (images,) = upstream(run, STAGE, ["images"])
+    settings = ProposalSettings(**config.propose.model_dump())
+    # How many points are decoded at a time changes the memory, not the masks.
+    inputs = {"sam": config.sam.model_dump(), "propose": config.propose.model_dump(exclude={"points_per_batch"})}
+    started = begin_stage(run, STAGE, inputs, [images])
+    if started.receipt:
+        return started.receipt
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica)
+    operators = [
+        Operator(decode_shard, {"run": run, "stage": STAGE}, num_cpus=plan.helper_cpus),
+        plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
+        Operator(write_shard, {"run": run}, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators)
+
+
+def write_shard(block: pa.Table, run: Run) -> pa.Table:
+    """The superpixels of one shard in, its part and failures written, its counts out."""
+    part = block["part"][0].as_py()
+    rows, failures = split_rows(block, SUPERPIXELS)
+    run.write_part(STAGE, part, rows, SUPERPIXELS, failures)
+    return summary(part, rows.num_rows, len(failures))

@@ -1,0 +1,122 @@
+"""Stages `seeds/coarse` and `seeds/fine`: superpixels are classified by class maps and painted."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from cluster.ledger import Receipt, Run
+from cluster.replicas import ClipReplica
+from cluster.resources import plan_replicas
+from cluster.rows import map_rows, split_rows, summary
+from cluster.shards import Operator
+from fmwsss_core.images import encode_label_png
+from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
+from fmwsss_core.seeding import seed_image
+from fmwsss_core.vocabulary import Vocabulary
+from jobs.config import RunConfig, SeedSection
+from jobs.decode import decode_shard
+from jobs.learn import PROMPTS_FILE
+from jobs.stage import begin_stage, run_sharded, upstream
+
+SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
+PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
+
+
+def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receipt:
+    """Makes one set of seeds: decode | CLIP | classify, paint, encode and write.
+
+    Raises:
+        ValueError: the stages before it are not complete, or every image failed.
+    """
+    stage, prompts = f"seeds/{which}", PROMPTS_OF[which]
+    images, superpixels, learned = upstream(run, stage, ["images", "superpixels", prompts])
+    section: SeedSection = getattr(config.seeds, which)
+    inputs = {
+        "clip": config.clip.model_dump(),
+        "seeds": section.model_dump(),
+        "png": config.seeds.png,
+        "confidence": config.seeds.confidence,
+    }
+    started = begin_stage(run, stage, inputs, [images, superpixels, learned])
+    if started.receipt:
+        return started.receipt
+    vocabulary = config.resolve_vocabulary()
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica)
+    clip_arguments = {
+        "spec": config.clip.spec(),
+        "vocabulary": vocabulary,
+        "prompts": (run.folder.child(prompts), PROMPTS_FILE),
+        "box_threshold": section.box_threshold,
+        "num_sinkhorn": section.num_sinkhorn,
+        "stage": stage,
+    }
+    write_arguments = {
+        "run": run,
+        "stage": stage,
+        "vocabulary": vocabulary,
+        "alpha": section.alpha,
+        "png": config.seeds.png,
+        "confidence": config.seeds.confidence,
+    }
+    operators = [
+        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
+        plan.operator(ClipReplica, clip_arguments),
+        Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators)
+
+
+def write_shard(
+    block: pa.Table, run: Run, stage: str, vocabulary: Vocabulary, alpha: float, png: bool, confidence: bool
+) -> pa.Table:
+    """The class maps of one shard in, its seeds and failures written, its counts out."""
+    part = block["part"][0].as_py()
+    table = run.folder.child("superpixels").read_table(part)
+    superpixels = {row["image_id"]: row for row in table.to_pylist()}
+    # An image without superpixels is told in failures/superpixels; here it is left out.
+    has_superpixels = pa.array(
+        [image_id is None or image_id in superpixels for image_id in block["image_id"].to_pylist()]
+    )
+    seeded = map_rows(
+        block.filter(has_superpixels),
+        lambda row: _seed_row(row, superpixels[row["image_id"]], vocabulary, alpha, confidence),
+        SEEDS_PAYLOAD,
+        stage,
+    )
+    rows, failures = split_rows(seeded, SEEDS)
+    if png:
+        names = rows["image_id"].to_pylist()
+        files = {f"png/{name}.png": data for name, data in zip(names, rows["seed"].to_pylist(), strict=True)}
+        run.folder.child(stage).write_many(files)
+    run.write_part(stage, part, rows, SEEDS, failures)
+    return summary(part, rows.num_rows, len(failures))
+
+
+def _seed_row(
+    row: dict[str, Any], superpixels_row: dict[str, Any], vocabulary: Vocabulary, alpha: float, with_confidence: bool
+) -> dict[str, Any]:
+    superpixels = superpixels_from_row(superpixels_row)
+    indices = vocabulary.indices(row["classes"])
+    refined = maps_from_bytes(row["refined_cam"], len(indices), row["grid_height"], row["grid_width"])
+    seed = seed_image(superpixels, refined, indices, alpha)
+    return {
+        **{field.name: row[field.name] for field in SEEDS if field.name in row},
+        "seed": encode_label_png(seed.labels),
+        "superpixel_class": seed.superpixel_class,
+        "scores": seed.scores.reshape(-1),
+        "confidence": _grey_png(seed.confidence) if with_confidence else None,
+        "mean_confidence": float(seed.confidence.mean(dtype=np.float64)),
+        "coverage": float(seed.coverage),
+        "missing": [vocabulary.classes[index - 1] for index in seed.missing],
+    }
+
+
+def _grey_png(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

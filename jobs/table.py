@@ -1,0 +1,50 @@
+"""The final table: the same cells on a terminal and in the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NONE = "–"
+
+
+def table_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """One entry of `metrics.json`'s rows as words and figures for people."""
+    ranked = sorted(row["per_class"].items(), key=lambda item: item[1])
+    best = row.get("best_on_truth")
+    return {
+        "name": row["name"],
+        "miou": _percent(row["miou"]),
+        "share": round(100 * (row["miou"] or 0)),
+        "worst": f"{ranked[0][0]} {_percent(ranked[0][1])}" if ranked else NONE,
+        "best": f"{ranked[-1][0]} {_percent(ranked[-1][1])}" if ranked else NONE,
+        "best_on_truth": f"{_percent(best['miou'])} (power {best['background_power']:g})" if best else NONE,
+        "confidence": f"{row['mean_confidence']:.2f}" if "mean_confidence" in row else NONE,
+        "coverage": f"{100 * row['coverage']:.0f} %" if "coverage" in row else NONE,
+        "images": row["images"],
+        "failures": row["failures"],
+        "seconds": f"{row['seconds_per_image']:.2f}",
+    }
+
+
+def print_table(metrics: dict[str, Any]) -> None:
+    """Prints the final table, on a terminal or into a log."""
+    table = Table(
+        title=f"mIoU in %, split: {metrics['split']}" if metrics["truth"] else f"split: {metrics['split']}, no truth"
+    )
+    heads = {
+        "name": "labels", "miou": "mIoU", "worst": "worst class", "best": "best class",
+        "best_on_truth": "best on truth", "images": "images", "failures": "failures", "seconds": "s / image",
+    }  # fmt: skip
+    for key, head in heads.items():
+        table.add_column(head, justify="left" if key in ("name", "worst", "best") else "right")
+    for row in metrics["rows"]:
+        cells = table_cells(row)
+        table.add_row(*(str(cells[key]) for key in heads))
+    Console(width=None if Console().is_terminal else 130).print(table)
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"

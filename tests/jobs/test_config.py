@@ -1,0 +1,68 @@
+"""Mistakes in a run file: each is one line that names the key, and all are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "voc12.yaml", "coco14.yaml"])
+def test_our_run_files_are_valid(name: str) -> None:
+    assert load_config(str(CONFIGS / name)).shard_rows >= 1
+
+
+def test_overrides_are_laid_over_the_file() -> None:
+    overrides = ["propose.points_per_side=5", "seeds.fine.box_threshold=null", "learn.segmentation.augment.crop_px=64"]
+    config = load_config(str(CONFIGS / "demo.yaml"), overrides)
+    assert config.propose.points_per_side == 5
+    assert config.seeds.fine.box_threshold is None
+    assert config.learn.segmentation.augment.crop_px == 64
+    assert config.learn.segmentation.augment.long_side_px == (112, 160)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("propose.point_per_side=8", "Unknown key: 'propose.point_per_side'; did you mean 'propose.points_per_side'?"),
+        ("dataset.num_image=3", "Unknown key: 'dataset.num_image'; did you mean 'dataset.num_images'?"),
+        ("runn=x", "Unknown key: 'runn'; did you mean 'run'?"),
+        ("seeds.coarse.alpha=-1", "'seeds.coarse.alpha': input should be greater than 0 (given: -1)"),
+        ("learn.segmentation.context=shared", "'learn.segmentation.context': input should be 'unified' or"),
+        ("clip={model: toy, factory: 'a:b'}", "'clip': give either `model` or `factory`"),
+        ("sam={factory: 'a:b', weights: w.pt}", "'sam': a factory loads its own weights"),
+        ("clip.weights=w.pt", "'clip': the toy model has its own weights"),
+        ("dataset.kind=imagenet", "'dataset': input tag 'imagenet'"),
+        ("vocabulary=voc13", "vocabulary: there is no vocabulary 'voc13'"),
+        ("propose.points_per_side", "an override looks like key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(CONFIGS / "demo.yaml"), [override])
+    assert sentence in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(CONFIGS / "demo.yaml"), ["runn=x", "seeds.coarse.alpha=0", "propose.crop_layers=9"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_missing_key_and_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: here\nvocabulary: voc12\n")
+    with pytest.raises(ConfigError, match="Missing key: 'dataset'"):
+        load_config(str(tmp_path / "run.yaml"))
+    with pytest.raises(ConfigError, match="no run file at"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_config(str(tmp_path / "run.yaml"))

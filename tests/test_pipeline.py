@@ -1,0 +1,158 @@
+"""The whole way of the data on the toy world: by command, on a cluster, to S3, killed and resumed. The same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.ledger import Run
+from cluster.storage import Folder
+from jobs import pipeline
+from jobs.config import load_config
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+SMALL = [
+    "dataset.num_images=10", "shard_rows=3", "propose.points_per_side=6", "preview.num_images=4",
+    "learn.classification.epochs=1", "learn.segmentation.epochs=1",
+    "learn.classification.batch_size=4", "learn.segmentation.batch_size=4",
+]  # fmt: skip
+STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
+
+
+def command(run: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL, *more]
+
+
+def fmwsss(run: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(run, *more), cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+def outputs(run: str) -> dict[str, bytes]:
+    """Every file of a run that must be the same wherever and however it was made."""
+    folder = Folder(run)
+    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html")
+    return {name: folder.read(name) for name in folder.list() if not name.endswith(told_apart)}
+
+
+def figures(run: str) -> list[dict[str, object]]:
+    rows = json.loads(Folder(run).read("reports/metrics.json"))["rows"]
+    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run made by the command on this machine."""
+    run = str(tmp_path_factory.mktemp("undisturbed") / "run")
+    result = fmwsss(run)
+    assert result.returncode == 0, result.stderr
+    (Path(run).parent / "stdout").write_text(result.stdout)
+    return run
+
+
+def test_the_command_writes_what_the_readme_promises(undisturbed: str) -> None:
+    folder = Folder(undisturbed)
+    names = folder.list()
+    for stage in STAGES:
+        assert f"{stage}/_receipt.json" in names
+    assert [name for name in names if "_ray_train" in name or "_checkpoint" in name] == []
+    ids = folder.child("images").read_table("part-00000.parquet", columns=["image_id"])["image_id"].to_pylist()
+    assert all(f"seeds/fine/png/{image_id}.png" in names for image_id in ids)
+    metrics = json.loads(folder.read("reports/metrics.json"))
+    assert {"cam", "cam+caa", "coarse", "fine"} <= {row["name"] for row in metrics["rows"]}
+    for row in metrics["rows"]:
+        assert 0 <= row["miou"] <= 1
+        assert (row["images"], row["failures"]) == (10, 0)
+        assert "background" in row["per_class"]
+    page = folder.read("reports/index.html").decode()
+    assert "http" not in page.replace("http-equiv", ""), "the page must open without a network"
+    assert page.count('class="card"') == 4
+    assert page.count("data:image/jpeg") == 4 * 8
+    printed = (Path(undisturbed).parent / "stdout").read_text()
+    assert "seeds/fine: 10 of 10 images" in printed
+    assert "cam+caa" in printed
+    assert "index.html" in printed
+
+
+def test_a_second_call_does_nothing_again(undisturbed: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(undisturbed).rglob("part-*")}
+    assert fmwsss(undisturbed).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in Path(undisturbed).rglob("part-*")} == before
+
+
+def test_changed_settings_are_refused_by_name(undisturbed: str) -> None:
+    result = fmwsss(undisturbed, "propose.stability_threshold=0.5")
+    assert result.returncode == 2
+    assert "propose.stability_threshold: 0.85 -> 0.5" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(900)
+def test_three_nodes_give_the_same_bytes(undisturbed: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, log_to_driver=False)
+        config = load_config(DEMO, [f"run={tmp_path / 'run'}", *SMALL, "cluster.num_replicas=2"])
+        pipeline.run(config)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert outputs(str(tmp_path / "run")) == outputs(undisturbed)
+    assert figures(str(tmp_path / "run")) == figures(undisturbed)
+
+
+@pytest.mark.timeout(900)
+def test_s3_gets_the_same_bytes(undisturbed: str, s3_url: str) -> None:
+    run = f"{s3_url}/pipeline"
+    result = fmwsss(run)
+    assert result.returncode == 0, result.stderr
+    assert outputs(run) == outputs(undisturbed)
+    assert figures(run) == figures(undisturbed)
+    everything = b"".join(Folder(run).read(name) for name in Folder(run).list() if name.endswith((".json", ".html")))
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    assert secret not in everything
+    assert secret.decode() not in result.stdout + result.stderr
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("killed_in", ["superpixels", "prompts/classification", "seeds/fine"])
+def test_a_killed_driver_goes_on_with_the_same_bytes(undisturbed: str, tmp_path: Path, killed_in: str) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(str(run)), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (run / killed_in / "_inputs.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert Run(Folder(str(run))).receipt(killed_in) is None
+    result = fmwsss(str(run))
+    assert result.returncode == 0, result.stderr
+    assert outputs(str(run)) == outputs(undisturbed)
+
+
+def test_from_starts_a_step_and_all_after_it_anew(undisturbed: str, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    result = fmwsss(str(run), "seeds.fine.alpha=2.0", "--from", "seed-fine")
+    assert result.returncode == 0, result.stderr
+    new, old = outputs(str(run)), outputs(undisturbed)
+    assert new.keys() == old.keys()
+    changed = {name.rpartition("/")[0] for name in new if new[name] != old[name]}
+    assert changed <= {"seeds/fine", "seeds/fine/png"}
+    assert changed
