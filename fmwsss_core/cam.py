@@ -93,9 +93,7 @@ class _ShiftGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cotangent: Tensor, embed: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         ctx.embed, ctx.zero = embed, torch.zeros_like(like)
-        with torch.enable_grad():
-            shift = torch.zeros_like(like).requires_grad_()
-            return torch.autograd.grad(embed(shift), shift, cotangent)[0]
+        return torch.func.vjp(embed, ctx.zero)[1](cotangent)[0]
 
     @staticmethod
     @once_differentiable

@@ -136,6 +136,15 @@ def test_logits_are_scaled_cosines_and_reach_the_text(small: FrozenClip):
     torch.testing.assert_close(gradient[2], small.logit_scale * embedding[1])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_maps_need_no_gradient_mode(small: FrozenClip, mode):
+    text = torch.nn.functional.normalize(torch.randn(3, small.embed_dim, dtype=torch.float64), dim=1)
+    expected = softmax_gradcam(small, _inputs(small, 2, 16, 24), text, text[:1], PRESENT[[0, 2]]).cam
+    with mode():
+        cam = softmax_gradcam(small, _inputs(small, 2, 16, 24), text, text[:1], PRESENT[[0, 2]]).cam
+        torch.testing.assert_close(cam, expected, rtol=0, atol=0)
+
+
 def test_the_derivative_survives_another_thread(small: FrozenClip):
     # CUDA's backward runs in a thread of the engine, where forward-mode state must be found again.
     last = _inputs(small, 2, 16, 24)
