@@ -97,7 +97,7 @@ class Run:
         if changes:
             raise ChangedInputs(
                 f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}; "
-                f"use another run folder or `--from {stage}`"
+                "use another run folder, or start again from this stage with `--from`"
             )
         return {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
 

@@ -256,7 +256,11 @@ def _find_factory(factory: str) -> Any:
 def _call_factory(factory: str) -> nn.Module:
     import torch
 
-    model = _find_factory(factory)()
+    factory_function = _find_factory(factory)
+    # A factory may leave weights that are never used as they were initialised: the same ones in every process.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = factory_function()
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"factory {factory!r} returned {type(model).__name__}, not a torch module")
     return model

@@ -53,7 +53,7 @@ class StageProgress:
         if self._bar:
             failed = f"{self.num_failures} failed " if self.num_failures else ""
             self._bar.update(self._task, completed=self.done, note=failed + self._note)
-        elif time.monotonic() - self._last_line_s > LINE_EVERY_S:
+        elif self.done < self.total and time.monotonic() - self._last_line_s > LINE_EVERY_S:
             self._print_line()
 
     def __enter__(self) -> StageProgress:

@@ -142,7 +142,7 @@ class Folder:
             filesystem, _ = self._open()
             if max_bytes is not None and (size := filesystem.size(path)) > max_bytes:
                 raise FileError(f"{path} has {size} bytes, more than the {max_bytes} that are allowed")
-            return filesystem.cat_file(path)
+            return filesystem.cat_file(path, **self._whole("max_concurrency", 1))
 
         return self._patiently("read", path, read)
 
@@ -152,7 +152,9 @@ class Folder:
         if self.is_local:
             self._patiently("write", path, lambda: _write_local(path, data))
         else:
-            self._patiently("write", path, lambda: self._open()[0].pipe_file(path, data))
+            self._patiently(
+                "write", path, lambda: self._open()[0].pipe_file(path, data, **self._whole("chunksize", 2**40))
+            )
 
     def write_many(self, files: Mapping[str, bytes]) -> None:
         """Write several files, each whole or not at all; in bulk on an object store."""
@@ -161,7 +163,7 @@ class Folder:
                 self.write(name, data)
         elif files:
             paths = {self._at(name): data for name, data in files.items()}
-            self._patiently("write", self.url, lambda: self._open()[0].pipe(paths))
+            self._patiently("write", self.url, lambda: self._open()[0].pipe(paths, **self._whole("chunksize", 2**40)))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file as a table; only the bytes of the columns that are asked for travel."""
@@ -170,7 +172,7 @@ class Folder:
         def read() -> pa.Table:
             filesystem, _ = self._open()
             if columns is None:
-                return pq.read_table(BytesIO(filesystem.cat_file(path)))
+                return pq.read_table(BytesIO(filesystem.cat_file(path, **self._whole("max_concurrency", 1))))
             with filesystem.open(path, "rb", cache_type="none") as file:
                 return pq.read_table(file, columns=list(columns), pre_buffer=True)
 
@@ -187,21 +189,8 @@ class Folder:
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; a name that is absent is no error."""
-        paths = [self._at(name) for name in names]
-        if self.is_local:
-            for path in paths:
-                self._patiently("delete", path, lambda path=path: Path(path).unlink(missing_ok=True))
-        elif paths:
-
-            def remove() -> None:
-                filesystem, _ = self._open()
-                try:
-                    filesystem.rm(paths)
-                except FileNotFoundError as error:
-                    if _is_missing_bucket(error):
-                        raise
-
-            self._patiently("delete", self.url, remove)
+        for path in [self._at(name) for name in names]:
+            self._patiently("delete", path, lambda path=path: self._remove(path))
 
     def delete_all(self) -> None:
         """Delete every file below this folder."""
@@ -210,10 +199,20 @@ class Folder:
     def _at(self, name: str) -> str:
         parts = name.split("/")
         if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-            raise ValueError(
-                f"{name!r} is no name of a file inside {self.url}: it may not be empty, absolute or hold `..`"
-            )
+            raise ValueError(f"{name!r} is no name inside {self.url}: it may not be empty, absolute or hold `..`")
         return f"{self.url.rstrip('/')}/{name}"
+
+    def _remove(self, path: str) -> None:
+        filesystem, _ = self._open()
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError as error:
+            if _is_missing_bucket(error):
+                raise
+
+    def _whole(self, option: str, value: int) -> dict[str, Any]:
+        """s3fs cuts large objects up, to send or fetch several pieces at once; one request sees one state of the object."""
+        return {option: value} if self.url.startswith("s3") else {}
 
     def _open(self) -> tuple[Any, str]:
         if not self.url.startswith("s3"):
