@@ -211,7 +211,7 @@ class Folder:
                 raise
 
     def _whole(self, option: str, value: int) -> dict[str, Any]:
-        """s3fs cuts large objects up, to send or fetch several pieces at once; one request sees one state of the object."""
+        """An option against s3fs cutting large objects up: one request sees one state of the object."""
         return {option: value} if self.url.startswith("s3") else {}
 
     def _open(self) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -57,6 +58,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
     command = [weed, "-logtostderr", "server", f"-dir={root / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=100", "-volume.max=20", "-filer", "-s3"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += [f"-{name}.port={port}" for name, port in ports.items()] + [f"-s3.config={root / 's3.json'}"]
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
@@ -70,12 +72,17 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=root, start_new_session=True)
+        # The shell ends the server when the tests are gone, even if they were killed: then its input ends.
+        guard = ["sh", "-c", '"$@" <&- & read _; kill -9 $!', "sh", *command]
+        server = subprocess.Popen(
+            guard, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=root, start_new_session=True
+        )
         try:
             _make_bucket(server, "fmwsss", root / "log.txt")
             yield "s3://fmwsss"
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
 
