@@ -218,7 +218,7 @@ class Moody(BaseHTTPRequestHandler):
         self.requests.append(f"{self.command} {self.path}")
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if len(self.requests) > self.num_bad:
-            self.answer(200, b"hello")
+            self.answer(200, b"hello" if self.command == "GET" else b"")
         elif self.mood == "reset":
             self.close_connection = True
             self.connection.close()
