@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 MIN_SIDE_PX = 8
 # Named, so that a file cannot choose a decoder that nobody expects (EPS starts a program).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,7 +41,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
     Raises:
         ImageError: no image, too large, too small (a side below MIN_SIDE_PX), truncated or damaged.
     """
-    image = _open(data, max_pixels)
+    image = _open(data, max_pixels, MIN_SIDE_PX)
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _from_16_bit(image)
@@ -71,7 +71,7 @@ def decode_label_png(data: bytes) -> UInt8[np.ndarray, "height width"]:
     Raises:
         ImageError: no PNG, damaged, or its pixels are not class indices.
     """
-    image = _open(data, max_pixels=2**62)
+    image = _open(data, max_pixels=2**62, min_side_px=1)
     # Pillow spreads grey of 2 or 4 bits over 0..255, so the indices would be lost.
     is_narrow_grey = data[24:26] in (b"\x02\x00", b"\x04\x00")
     if image.format != "PNG" or image.mode not in ("P", "L") or is_narrow_grey:
@@ -79,15 +79,15 @@ def decode_label_png(data: bytes) -> UInt8[np.ndarray, "height width"]:
     return np.array(image)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int, min_side_px: int) -> Image.Image:
     """A decoded image within the limits."""
     try:
         with warnings.catch_warnings():
-            # Of sizes that the limit below decides about.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of sizes that the limit below decides about, and of every format that this file is not.
+            warnings.simplefilter("ignore")
             image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        known = ", ".join(name for name in FORMATS if name != "MPO")
+        known = ", ".join(FORMATS)
         raise ImageError(f"the file is no image that can be read ({known})" if data else "the file is empty") from None
     except Image.DecompressionBombError:
         raise ImageError(f"the image has more than the {_most(max_pixels)} pixels that are allowed") from None
@@ -98,8 +98,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"the image has {width} x {height} pixels, more than the {max_pixels} that are allowed")
-    if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(f"the image has {width} x {height} pixels; both sides need at least {MIN_SIDE_PX}")
+    if min(width, height) < min_side_px:
+        raise ImageError(f"the image has {width} x {height} pixels; both sides need at least {min_side_px}")
     try:
         image.load()
     except MemoryError:
