@@ -94,7 +94,7 @@ def _open(data: bytes, max_pixels: int, min_side_px: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise ImageError("the image is damaged: its header can't be read") from error
+        raise _damage(error) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"the image has {width} x {height} pixels, more than the {max_pixels} that are allowed")
@@ -102,13 +102,18 @@ def _open(data: bytes, max_pixels: int, min_side_px: int) -> Image.Image:
         raise ImageError(f"the image has {width} x {height} pixels; both sides need at least {min_side_px}")
     try:
         image.load()
+        image.getexif()
     except MemoryError:
         raise
     except Exception as error:
-        # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on damaged data.
-        truncated = "truncated" in str(error) or isinstance(error, EOFError)
-        raise ImageError(f"the image is {'cut off: the file ends too early' if truncated else 'damaged'}") from error
+        raise _damage(error) from error
     return image
+
+
+def _damage(error: Exception) -> ImageError:
+    """What to say about whatever Pillow's plugins raise: OSError, SyntaxError, ValueError, struct.error and more."""
+    is_cut_off = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    return ImageError("the image is cut off: the file ends too early" if is_cut_off else "the image is damaged")
 
 
 def _most(max_pixels: int) -> int:
