@@ -1,4 +1,4 @@
-"""A training view of an image and its label map: jitter, scale, crop and flip, drawn from a generator of its own (method M3)."""
+"""A training view of an image and its label map: jitter, scale, crop and flip from one generator (method M3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
-
 
 JITTER_PROBABILITY = 0.5
 FLIP_PROBABILITY = 0.5
@@ -30,7 +29,7 @@ def view(
         image: RGB.
         labels: class indices, 255 where unknown; None where there is no label map.
         generator: everything random comes from here, so that a view is a function of the image and the epoch alone.
-        long_side_px: least and greatest length of the longer side; raised where the shorter side would fall below the crop.
+        long_side_px: least and greatest length of the longer side; longer where the shorter side would not hold the crop.
         crop_px: side of the square that is cut out.
         jitter: whether colours change in half of the views.
         flip: whether half of the views are mirrored.

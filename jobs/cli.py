@@ -75,11 +75,9 @@ def preview(config: ConfigPath, overrides: Overrides = None) -> None:
     _execute(config, overrides, ["preview"])
 
 
-def run_step(step: str | None) -> None:
-    """The command line of `python -m jobs.<module>`: RUN_FILE [KEY=VALUE]...; None means all steps."""
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit(f"usage: python -m jobs.{step.partition('-')[0] if step else 'pipeline'} RUN_FILE [KEY=VALUE]...")
-    _execute(sys.argv[1], sys.argv[2:], None if step is None else [step])
+def run_step(command: str) -> None:
+    """The command line of `python -m jobs.<module>`: that of `fmwsss <command>`."""
+    app([command, *sys.argv[1:]], prog_name="fmwsss")
 
 
 def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, restart_from: str | None = None) -> None:

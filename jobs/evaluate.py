@@ -230,3 +230,9 @@ def _add_seconds(rows: list[dict[str, Any]], receipts: list[Receipt]) -> None:
     needs |= {"cam+caa": needs["cam"], "cam+caa of fine": needs["cam of fine"], "fine": needs["cam of fine"]}
     for row in rows:
         row["seconds_per_image"] = round(sum(seconds[stage] for stage in needs[row["name"]]), 4)
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("evaluate")

@@ -182,3 +182,9 @@ def _restore(folder: Any, learner: Any, optimizer: Any) -> tuple[int, list[dict[
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     return state["iteration"], state["history"]
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("learn")

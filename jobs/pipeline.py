@@ -58,4 +58,4 @@ def run(config: RunConfig, steps: list[str] | None = None, restart_from: str | N
 if __name__ == "__main__":
     from jobs.cli import run_step
 
-    run_step(None)
+    run_step("run")

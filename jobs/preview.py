@@ -141,3 +141,9 @@ def _curve(run: Run, which: str) -> dict[str, Any]:
         "count": len(losses),
         "points": points,
     }
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("preview")

@@ -26,8 +26,7 @@ def run(config: RunConfig, run: Run) -> Receipt:
     """
     (images,) = upstream(run, STAGE, ["images"])
     settings = ProposalSettings(**config.propose.model_dump())
-    # How many points are decoded at a time changes the memory, not the masks.
-    inputs = {"sam": config.sam.model_dump(), "propose": config.propose.model_dump(exclude={"points_per_batch"})}
+    inputs = {"sam": config.sam.model_dump(), "propose": config.propose.model_dump()}
     started = begin_stage(run, STAGE, inputs, [images])
     if started.receipt:
         return started.receipt
@@ -46,3 +45,9 @@ def write_shard(block: pa.Table, run: Run) -> pa.Table:
     rows, failures = split_rows(block, SUPERPIXELS)
     run.write_part(STAGE, part, rows, SUPERPIXELS, failures)
     return summary(part, rows.num_rows, len(failures))
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("propose")

@@ -120,3 +120,9 @@ def _grey_png(values: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("seed")

@@ -1,4 +1,4 @@
-"""What every test needs: shapes checked at run time, one torch thread, the folder of real photographs when it is there."""
+"""What every test needs: shapes checked at run time, and the folder of real photographs where it is there."""
 
 from __future__ import annotations
 

@@ -1,0 +1,104 @@
+"""`ray job submit` to a real head on this machine, and the cluster file for `ray up`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head with a dashboard, token authentication on: its address for jobs, and the environment of a client."""
+    (tmp_path / "token").write_text("a" * 64)
+    (tmp_path / "token").chmod(0o600)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    port, dashboard = free_port(), free_port()
+    # Sockets of the head live below its folder, and their paths may not be long.
+    folder = Path("/tmp") / f"ray-job-{os.getpid()}"
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", "--num-cpus=3",
+         f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"],
+        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
+                    break
+            assert process.poll() is None, "the head ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(600)
+def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = head
+    job = tmp_path / "job"
+    job.mkdir()
+    shutil.copy(ROOT / "configs" / "demo.yaml", job)
+    run = tmp_path / "run"
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
+               "jobs.pipeline", "demo.yaml", f"run={run}", "dataset.num_images=6", "shard_rows=3",
+               "propose.points_per_side=4", "learn.classification.epochs=1", "learn.segmentation.epochs=1"]  # fmt: skip
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log
+    assert "seeds/fine: 6 of 6 images" in log
+    assert len(json.loads((run / "reports" / "metrics.json").read_text())["rows"]) == 6
+
+
+@pytest.mark.timeout(600)
+def test_a_job_with_a_mistake_fails_with_its_line(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = head
+    job = tmp_path / "job"
+    job.mkdir()
+    shutil.copy(ROOT / "configs" / "demo.yaml", job)
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
+               "jobs.pipeline", "demo.yaml", "dataset.num_image=3"]  # fmt: skip
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert "Unknown key: 'dataset.num_image'; did you mean 'dataset.num_images'?" in result.stdout + result.stderr
+
+
+def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "ray_config.yaml").read_text())
+    validate_config(prepare_config(config))
+    assert "GPU" not in config["available_node_types"]["head"]["resources"]
+    assert config["available_node_types"]["gpu_worker"]["min_workers"] == 0
+    assert all("RAY_AUTH_MODE=token" in line for line in config["worker_start_ray_commands"][1:])
