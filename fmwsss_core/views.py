@@ -29,7 +29,7 @@ def view(
         image: RGB.
         labels: class indices, 255 where unknown; None where there is no label map.
         generator: everything random comes from here, so that a view is a function of the image and the epoch alone.
-        long_side_px: least and greatest length of the longer side; longer where the shorter side would not hold the crop.
+        long_side_px: least and greatest length of the longer side; more where the shorter would not hold the crop.
         crop_px: side of the square that is cut out.
         jitter: whether colours change in half of the views.
         flip: whether half of the views are mirrored.

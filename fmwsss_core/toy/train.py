@@ -1,0 +1,203 @@
+"""Trains the toy world's CLIP or SAM: `python -m fmwsss_core.toy.train clip|sam --minutes 15 --out DIR`.
+
+CLIP sees image-level labels only, as the real one does: which classes and which surroundings a picture shows. SAM sees
+points and masks. Every scene is drawn once and never again; tests and the demo use scenes that neither has seen
+(`FIRST_TRAINING_SEED`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from open_clip import CLIP, SimpleTokenizer
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmwsss_core.toy.models import IMAGE_PX, PATCH_PX, PIXEL_MEAN, PIXEL_STD, new_clip, new_sam, save_model
+from fmwsss_core.toy.world import TOY, Scene, draw_scene
+
+FIRST_TRAINING_SEED = 1_000_000
+WORDS = (*TOY.classes, *TOY.backgrounds)
+TEMPLATES = ("{}", "a photo of a {}.", "a clean origami {}.", "X X X X X X X X X X X X X X X X {}.", "{}.")
+POINTS_ON_OBJECTS, POINTS_ON_BACKGROUND = 9, 3
+
+
+def embed(model: CLIP, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 64"]:
+    """The mean patch embedding that the method uses in place of the class token's (method M2), with gradients."""
+    visual, side = model.visual, IMAGE_PX // PATCH_PX
+    x = pixels.float() / 255
+    size = [-(-length // PATCH_PX) * PATCH_PX for length in x.shape[-2:]]
+    x = functional.interpolate(x, size, mode="bicubic", antialias=True)
+    x = visual.conv1((x - visual.image_mean[0]) / visual.image_std[0])
+    grid = x.shape[-2:]
+    position = visual.positional_embedding[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    x = x + functional.interpolate(position, grid, mode="bilinear", align_corners=False)
+    first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
+    x = visual.ln_pre(torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1))
+    x = visual.ln_post(visual.transformer(x))[:, 1:].mean(1)
+    return functional.normalize(x @ visual.proj, dim=1)
+
+
+def clip_loss(
+    model: CLIP, bias: Float[Tensor, ""], tokens: Int[Tensor, "words length"], batch: list[Scene]
+) -> Float[Tensor, ""]:
+    """Binary cross entropy and the multi-label contrastive loss (method M4), over classes and surroundings together."""
+    texts = functional.normalize(model.encode_text(tokens), dim=1)
+    logits, targets = [], []
+    for size in {scene.truth.shape for scene in batch}:
+        same = [scene for scene in batch if scene.truth.shape == size]
+        pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in same])
+        logits.append(model.logit_scale.exp() * embed(model, pixels) @ texts.T)
+        targets += [[word in scene.classes or word in scene.backgrounds for word in WORDS] for scene in same]
+    scores, target = torch.cat(logits), torch.tensor(targets)
+    binary = functional.binary_cross_entropy_with_logits(scores + bias, target.float(), pos_weight=torch.tensor(4.0))
+    rivals = scores.masked_fill(target, -math.inf).logsumexp(1, keepdim=True)
+    return binary + 0.5 * functional.softplus(rivals - scores)[target].mean()
+
+
+def train_clip(minutes: float, batch_size: int) -> tuple[CLIP, Int[Tensor, " rows"]]:
+    """A trained CLIP, and the rows of its token embedding that were trained."""
+    torch.manual_seed(0)
+    model, tokenizer = new_clip(), SimpleTokenizer()
+    tokens = {template: tokenizer([template.format(word) for word in WORDS]) for template in TEMPLATES}
+    bias = torch.nn.Parameter(torch.tensor(-10.0))
+    torch.nn.init.normal_(model.visual.class_embedding, std=0.02)
+    rng = np.random.default_rng(0)
+
+    def loss(batch: list[Scene]) -> Float[Tensor, ""]:
+        return clip_loss(model, bias, tokens[TEMPLATES[rng.integers(len(TEMPLATES))]], batch)
+
+    train([*model.parameters(), bias], loss, minutes, batch_size, rate=1e-3)
+    return model, torch.cat([ids.flatten() for ids in tokens.values()]).unique()
+
+
+def choose_points(
+    scene: Scene, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "points 2"], Bool[np.ndarray, "points 3 height width"]]:
+    """Points (x, y), evenly over the pieces of a scene rather than over its pixels, and the three masks at each."""
+    points = []
+    for is_object, count in ((True, POINTS_ON_OBJECTS), (False, POINTS_ON_BACKGROUND)):
+        pieces = np.unique(scene.levels[0][(scene.truth > 0) == is_object])
+        for piece in rng.choice(pieces, count) if len(pieces) else []:
+            rows, columns = np.nonzero(scene.levels[0] == piece)
+            index = rng.integers(len(rows))
+            points.append((columns[index], rows[index]))
+    while len(points) < POINTS_ON_OBJECTS + POINTS_ON_BACKGROUND:
+        points.append(points[-1])
+    chosen = np.array(points)
+    values = scene.levels[:, chosen[:, 1], chosen[:, 0]]
+    return chosen, scene.levels[None] == values.T[:, :, None, None]
+
+
+class DenseHead(nn.Module):
+    """Only for training: what every pixel is, and where pieces of each level end, read off the image embedding.
+
+    Points alone teach the encoder slowly; the head is thrown away afterwards.
+    """
+
+    def __init__(self, width: int, num_words: int) -> None:
+        super().__init__()
+        self.num_words = num_words
+        self.project = nn.Conv2d(width, (num_words + 3) * PATCH_PX**2, 1)
+
+    def forward(self, features: Float[Tensor, "batch width 16 16"], batch: list[Scene]) -> Float[Tensor, ""]:
+        """Cross entropy of words and of edges, over the pixels of the scenes."""
+        maps = functional.pixel_shuffle(self.project(features), PATCH_PX)
+        total = torch.zeros(())
+        for found, scene in zip(maps, batch, strict=True):
+            height, width = scene.truth.shape
+            found = found[:, :height, :width]
+            word = np.where(scene.truth > 0, scene.truth - 1, len(TOY.classes) + scene.levels[2] - 1)
+            edge = np.zeros(scene.levels.shape, np.float32)
+            edge[:, 1:] += scene.levels[:, 1:] != scene.levels[:, :-1]
+            edge[:, :, 1:] += scene.levels[:, :, 1:] != scene.levels[:, :, :-1]
+            total = total + functional.cross_entropy(found[None, : self.num_words], torch.from_numpy(word)[None].long())
+            edges = torch.from_numpy(edge.clip(0, 1))
+            total = total + functional.binary_cross_entropy_with_logits(found[self.num_words :], edges)
+        return total / len(batch)
+
+
+def sam_loss(model: Sam, head: DenseHead, batch: list[Scene], rng: np.random.Generator) -> Float[Tensor, ""]:
+    """Cross entropy and dice of the three masks at each point, output k against level k, and the error of the IoU."""
+    pixels = torch.zeros(len(batch), 3, IMAGE_PX, IMAGE_PX)  # padding is 0 after normalisation, as in Sam.preprocess
+    for target, scene in zip(pixels, batch, strict=True):
+        height, width = scene.truth.shape
+        target[:, :height, :width] = (torch.from_numpy(scene.image).permute(2, 0, 1) - PIXEL_MEAN) / PIXEL_STD
+    features = model.image_encoder(pixels)
+    position = model.prompt_encoder.get_dense_pe()
+    total = head(features, batch) * len(batch)
+    for feature, scene in zip(features, batch, strict=True):
+        height, width = scene.truth.shape
+        points, masks = choose_points(scene, rng)
+        prompts = torch.as_tensor(points, dtype=torch.float32)[:, None] + 0.5
+        sparse, dense = model.prompt_encoder(
+            points=(prompts, torch.ones(len(points), 1, dtype=torch.int)), boxes=None, masks=None
+        )
+        low, predicted_iou = model.mask_decoder(feature[None], position, sparse, dense, multimask_output=True)
+        logits = functional.interpolate(low, (IMAGE_PX, IMAGE_PX), mode="bilinear", align_corners=False)
+        logits, target = logits[..., :height, :width].flatten(2), torch.from_numpy(masks).flatten(2).float()
+        probability = logits.sigmoid()
+        dice = 1 - (2 * (probability * target).sum(2) + 1) / (probability.sum(2) + target.sum(2) + 1)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(2)
+        found = logits.detach() > 0
+        iou = (found & (target > 0)).sum(2) / (found | (target > 0)).sum(2).clamp(min=1)
+        total = total + (5 * cross_entropy + dice + (predicted_iou - iou).square()).mean()
+    return total / len(batch)
+
+
+def train_sam(minutes: float, batch_size: int) -> Sam:
+    """A trained SAM."""
+    torch.manual_seed(0)
+    model, rng = new_sam(), np.random.default_rng(0)
+    head = DenseHead(model.prompt_encoder.embed_dim, len(WORDS))
+    parameters = [*model.parameters(), *head.parameters()]
+    train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate=1e-3)
+    return model
+
+
+def train(
+    parameters: Sequence[Tensor], loss_of: Callable[[list[Scene]], Tensor], minutes: float, batch_size: int, rate: float
+) -> None:
+    """AdamW with warm-up and a cosine over wall time, so that the time given is the time taken."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+    started_s, seed, losses = time.monotonic(), FIRST_TRAINING_SEED, []
+    while (share := (time.monotonic() - started_s) / (60 * minutes)) < 1:
+        batch = [draw_scene(number) for number in range(seed, seed + batch_size)]
+        seed += batch_size
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (len(losses) + 1) / 100) * 0.5 * (1 + math.cos(math.pi * share))
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) % 25 == 0:
+            print(
+                f"{100 * share:.0f} %, {seed - FIRST_TRAINING_SEED} scenes, loss {np.mean(losses[-50:]):.4f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=("clip", "sam"))
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.model == "clip":
+        trained, rows = train_clip(arguments.minutes, batch_size=24)
+        save_model(trained, arguments.out / "clip.safetensors", rows)
+    else:
+        save_model(train_sam(arguments.minutes, batch_size=12), arguments.out / "sam.safetensors")
