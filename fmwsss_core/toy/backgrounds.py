@@ -62,7 +62,7 @@ def _rails(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     sleepers = ((np.arange(w)[None] + lean * rows).astype(int) % pitch) < pitch // 2 - 1
     top, bottom = int(h * 0.25), int(h * 0.8)
     sleepers = sleepers & (rows >= top) & (rows < bottom)
-    picture = np.where(sleepers[..., None], np.float32((88, 60, 42)), picture)
+    picture = np.where(sleepers[..., None], np.array((88, 60, 42), np.float32), picture)
     for y in (int(h * 0.35), int(h * 0.68)):
         picture[y : y + 2] = (198, 200, 206)
         picture[y + 2 : y + 3] = (80, 78, 80)
@@ -109,7 +109,7 @@ def _wall(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     tone = rng.uniform(0.82, 1.14, (h // course + 1, w // length + 2)).astype(np.float32)[number, along // length]
     picture = _paint(_jitter(rng, ((176, 92, 70), (190, 150, 110), (150, 110, 100))[rng.integers(3)]), tone)
     mortar = (rows % course == 0) | (along % length == 0)
-    return np.where(mortar[..., None], np.float32((214, 206, 192)), picture)
+    return np.where(mortar[..., None], np.array((214, 206, 192), np.float32), picture)
 
 
 def _reef(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -181,7 +181,9 @@ def draw_backdrop(rng: np.random.Generator, height: int, width: int, kind: str) 
         _put(colour, region, 0, full, _sky(rng, height, width), "sky")
         if rng.random() < 0.5:
             mask = np.asarray(_clouds(rng, width, horizon * 0.8)) > 0
-            puff = _paint(_jitter(rng, (242, 244, 248), 6), 1 - 0.06 * np.abs(smooth_noise(rng, *mask.shape, 10)))
+            puff = _paint(
+                _jitter(rng, (242, 244, 248), 6), 1 - 0.06 * np.abs(smooth_noise(rng, mask.shape[0], mask.shape[1], 10))
+            )
             _put(colour, region, 0, mask, puff, "cloud")
         if kind in GROUNDS and rng.random() < 0.45:
             peaks = kind in ("snow", "sand", "water") or rng.random() < 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip import CLIP
@@ -26,7 +27,8 @@ def new_clip() -> CLIP:
         vision_cfg={"image_size": IMAGE_PX, "layers": 4, "width": 128, "head_width": 32, "patch_size": PATCH_PX},  # type: ignore[arg-type]
         text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},  # type: ignore[arg-type]
     )
-    model.visual.image_mean, model.visual.image_std = (0.5,) * 3, (0.25,) * 3
+    visual: Any = model.visual
+    visual.image_mean, visual.image_std = (0.5,) * 3, (0.25,) * 3
     return model
 
 
@@ -52,7 +54,7 @@ def toy_clip() -> CLIP:
     model = new_clip()
     state = {name: value.float() for name, value in load_file(WEIGHTS / "clip.safetensors").items() if name != _ROWS}
     rows = load_file(WEIGHTS / "clip.safetensors")[_ROWS].long()
-    table = torch.zeros_like(model.token_embedding.weight)
+    table = torch.zeros(49408, 64)
     table[rows] = state.pop(_VALUES)
     model.load_state_dict({**state, _TOKENS: table})
     return model.eval()

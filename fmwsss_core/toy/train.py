@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ POINTS_ON_OBJECTS, POINTS_ON_BACKGROUND = 9, 3
 
 def embed(model: CLIP, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 64"]:
     """The mean patch embedding that the method uses in place of the class token's (method M2), with gradients."""
-    visual, side = model.visual, IMAGE_PX // PATCH_PX
+    visual: Any = model.visual
+    side = IMAGE_PX // PATCH_PX
     x = pixels.float() / 255
     size = [-(-length // PATCH_PX) * PATCH_PX for length in x.shape[-2:]]
     x = functional.interpolate(x, size, mode="bicubic", antialias=True)
@@ -69,7 +71,6 @@ def train_clip(minutes: float, batch_size: int) -> tuple[CLIP, Int[Tensor, " row
     model, tokenizer = new_clip(), SimpleTokenizer()
     tokens = {template: tokenizer([template.format(word) for word in WORDS]) for template in TEMPLATES}
     bias = torch.nn.Parameter(torch.tensor(-10.0))
-    torch.nn.init.normal_(model.visual.class_embedding, std=0.02)
     rng = np.random.default_rng(0)
 
     def loss(batch: list[Scene]) -> Float[Tensor, ""]:

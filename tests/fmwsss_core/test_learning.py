@@ -10,7 +10,7 @@ import torch
 
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss
-from fmwsss_core.prompts import PromptLearner
+from fmwsss_core.prompts import Context, NamePosition, PromptLearner
 from fmwsss_core.toy.models import toy_clip
 from fmwsss_core.toy.world import TOY, draw_scene
 
@@ -36,12 +36,14 @@ def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("context", "position", "weight"), [("unified", "end", 0.0), ("class-specific", "front", 1.0)])
-def test_steps_lower_the_loss_and_move_the_contexts_only(context: str, position: str, weight: float) -> None:
+def test_steps_lower_the_loss_and_move_the_contexts_only(
+    context: Context, position: NamePosition, weight: float
+) -> None:
     torch.set_num_threads(1)
     clip = FrozenClip(toy_clip(), identity="toy")
     learner = PromptLearner(
         clip, TOY, context=context, name_position=position, num_context=4, backgrounds="learned", num_backgrounds=5
-    )  # type: ignore[arg-type]
+    )
     frozen = {name: value.clone() for name, value in clip.state_dict().items()}
     images, present, labels = scenes(6)
     optimizer = make_optimizer(learner, 0.02, momentum=0.9, weight_decay=5e-4)
