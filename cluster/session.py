@@ -36,6 +36,8 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # The C++ side of a driver would write to the terminal; what matters of it arrives as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Tasks that die for want of memory would be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", "3")
     is_local = target == "local"

@@ -11,17 +11,25 @@ from torch import Tensor
 
 from fmwsss_core.cam import softmax_gradcam
 from fmwsss_core.clip import FrozenClip
-from fmwsss_core.losses import cam_activation, multi_label_contrastive
+from fmwsss_core.losses import IGNORE, cam_activation, multi_label_contrastive
 from fmwsss_core.prompts import PromptLearner
 
 
 @dataclass(frozen=True)
 class PromptLoss:
-    """The loss of a batch, differentiable to the contexts, and its two parts as they were before weighting."""
+    """The two losses of a batch, differentiable to the contexts, each with what it is the mean over.
 
-    total: Float[Tensor, ""]
+    The counts let several workers average as one would: a mean of means is another number.
+
+    Attributes:
+        contrastive: multi-label contrastive loss, mean over `num_pairs` pairs of an image and a present class.
+        cam: CAM activation loss, mean over `num_pixels` labelled pixels of all maps; 0 without label maps.
+    """
+
     contrastive: Float[Tensor, ""]
     cam: Float[Tensor, ""]
+    num_pairs: int
+    num_pixels: int
 
 
 def prompt_loss(
@@ -30,9 +38,8 @@ def prompt_loss(
     images: UInt8[Tensor, "batch 3 height width"],
     present: Bool[Tensor, "batch classes"],
     labels: UInt8[Tensor, "batch height width"] | None,
-    cam_loss_weight: float,
 ) -> PromptLoss:
-    """Multi-label contrastive loss, plus the CAM activation loss where there are label maps (method M4).
+    """Multi-label contrastive loss, and the CAM activation loss where there are label maps (method M4).
 
     Args:
         clip: frozen.
@@ -40,17 +47,23 @@ def prompt_loss(
         images: views, RGB.
         present: which foreground classes each image is labelled with.
         labels: coarse seeds of the same views; None while the classification prompts are learned.
-        cam_loss_weight: factor of the CAM activation loss; no effect without `labels`.
     """
     features = clip.encode_image(clip.preprocess(images), with_attention=False)
     foreground, background = learner()
     maps = softmax_gradcam(clip, features.last_block_input, foreground, background, present)
     contrastive = multi_label_contrastive(maps.logits, present)
-    cam = contrastive.new_zeros(())
-    if labels is not None:
-        grids = maps.cam.reshape(-1, *features.grid)
-        cam = cam_activation(grids, labels, maps.image, maps.class_index)
-    return PromptLoss(contrastive + cam_loss_weight * cam, contrastive.detach(), cam.detach())
+    num_pairs = int((present & ~present.all(dim=1, keepdim=True)).sum())
+    if labels is None:
+        return PromptLoss(contrastive, contrastive.new_zeros(()), num_pairs, 0)
+    cam = cam_activation(maps.cam.reshape(-1, *features.grid), labels, maps.image, maps.class_index)
+    shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
+    valid = (labels != IGNORE).flatten(1).sum(dim=1) * shows_class
+    return PromptLoss(contrastive, cam, num_pairs, int(valid[maps.image].sum()))
+
+
+def share_of(count: int, total: int) -> float:
+    """What part of a mean over `total` a worker's mean over `count` is; 0 where there is nothing to average."""
+    return count / total if total else 0.0
 
 
 def learning_rate(

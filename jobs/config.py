@@ -177,6 +177,7 @@ class ClusterSection(Section):
     num_replicas: Count | None = None
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
     train_workers: Count = 1
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
 
 
 class RunConfig(Section):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from ray.train import get_context
+
 from cluster.ledger import Receipt, Run
-from cluster.models import ModelSpec
+from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
+from cluster.replicas import use_threads
+from cluster.storage import Folder
 from cluster.training import plan_training, train
+from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss, share_of
+from fmwsss_core.prompts import PromptLearner
 from jobs.batches import BatchSource, batches_per_epoch
 from jobs.config import LearnSection, RunConfig
 from jobs.stage import begin_stage, finish_stage, upstream
@@ -17,7 +27,6 @@ from jobs.stage import begin_stage, finish_stage, upstream
 PROMPTS_FILE = "prompts.safetensors"
 HISTORY_FILE = "history.json"
 CHECKPOINT_FILE = "_checkpoint.pt"
-CHECKPOINT_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class LearnJob:
     per_epoch: int
     random_seed: int
     num_threads: int
+    checkpoint_every_s: float
 
 
 def run(config: RunConfig, run: Run, which: Literal["classification", "segmentation"]) -> Receipt:
@@ -62,6 +72,11 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
     per_epoch = batches_per_epoch(num_images, section.batch_size)
     num_iterations = max(1, round(section.epochs * per_epoch))
     plan = plan_training(config.cluster.train_workers)
+    if min(section.batch_size, num_images) < plan.num_workers:
+        raise ValueError(
+            f"{plan.num_workers} training workers cannot share batches of {min(section.batch_size, num_images)} images; "
+            "lower cluster.train_workers"
+        )
     source = BatchSource(
         run=run,
         parts=tuple(receipts[0].parts),
@@ -72,7 +87,16 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
         random_seed=config.random_seed,
     )
     job = LearnJob(
-        run, stage, config.clip.spec(), source, section, num_iterations, per_epoch, config.random_seed, plan.num_threads
+        run=run,
+        stage=stage,
+        clip=config.clip.spec(),
+        source=source,
+        section=section,
+        num_iterations=num_iterations,
+        per_epoch=per_epoch,
+        random_seed=config.random_seed,
+        num_threads=plan.num_threads,
+        checkpoint_every_s=config.cluster.checkpoint_every_s,
     )
     with StageProgress(stage, num_iterations, "iterations") as progress, watch_board(progress) as board:
         train(train_loop, {"job": job, "board": board}, plan, scratch=run.folder.child(f"{stage}/_ray_train"))
@@ -82,16 +106,6 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What every worker runs: its share of each batch, gradients averaged, the same step everywhere."""
-    import time
-
-    import torch
-    from ray.train import get_context
-
-    from cluster.models import load_clip
-    from cluster.replicas import use_threads
-    from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss
-    from fmwsss_core.prompts import PromptLearner
-
     job: LearnJob = settings["job"]
     section = job.section
     use_threads(job.num_threads)
@@ -120,22 +134,22 @@ def train_loop(settings: dict[str, Any]) -> None:
             group["lr"] = rate
         optimizer.zero_grad()
         labels = batch.labels.to(clip.device) if batch.labels is not None else None
-        loss = prompt_loss(
-            clip, learner, batch.images.to(clip.device), batch.present.to(clip.device), labels, section.cam_loss_weight
-        )
-        loss.total.backward()
-        _average_gradients(learner, num_workers)
+        loss = prompt_loss(clip, learner, batch.images.to(clip.device), batch.present.to(clip.device), labels)
+        num_pairs, num_pixels = _sum_over_workers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
+        contrastive = loss.contrastive * share_of(loss.num_pairs, int(num_pairs))
+        cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
+        (contrastive + section.cam_loss_weight * cam).backward()
+        _sum_gradients(learner, num_workers)
         optimizer.step()
+        mcl, cal = _sum_over_workers([float(contrastive), float(cam)], num_workers, clip.device)
+        total = mcl + section.cam_loss_weight * cal
+        if not math.isfinite(total):
+            raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate")
         if rank != 0:
             continue
-        values = (float(loss.total), float(loss.contrastive), float(loss.cam))
-        if not all(map(torch.isfinite, torch.tensor(values))):
-            raise ValueError(f"{job.stage}: the loss is {values[0]} at iteration {iteration}; lower learning_rate")
-        history.append(
-            {"iteration": iteration, "learning_rate": rate, "loss": values[0], "mcl": values[1], "cal": values[2]}
-        )
-        settings["board"].set.remote(iteration + 1, f"loss {values[0]:.3f}")
-        if time.monotonic() - last_saved_s > CHECKPOINT_EVERY_S:
+        history.append({"iteration": iteration, "learning_rate": rate, "loss": total, "mcl": mcl, "cal": cal})
+        settings["board"].set.remote(iteration + 1, f"loss {total:.3f}")
+        if time.monotonic() - last_saved_s > job.checkpoint_every_s:
             last_saved_s = time.monotonic()
             _save(folder, learner, optimizer, iteration + 1, history)
     if rank == 0:
@@ -143,22 +157,27 @@ def train_loop(settings: dict[str, Any]) -> None:
         folder.write(PROMPTS_FILE, learner.to_bytes())
 
 
-def _average_gradients(learner: Any, num_workers: int) -> None:
-    import torch
-
+def _sum_over_workers(values: list[float], num_workers: int, device: torch.device) -> list[float]:
     if num_workers == 1:
-        return
-    for parameter in learner.parameters():
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= num_workers
+        return values
+    summed = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
 
 
-def _save(folder: Any, learner: Any, optimizer: Any, iteration: int, history: list[dict[str, float]]) -> None:
-    import io
+def _sum_gradients(learner: PromptLearner, num_workers: int) -> None:
+    for parameter in learner.parameters() if num_workers > 1 else ():
+        assert parameter.grad is not None
+        torch.distributed.all_reduce(parameter.grad)
 
-    import torch
 
+def _save(
+    folder: Folder,
+    learner: PromptLearner,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    history: list[dict[str, float]],
+) -> None:
     buffer = io.BytesIO()
     state = {
         "learner": learner.state_dict(),
@@ -170,12 +189,10 @@ def _save(folder: Any, learner: Any, optimizer: Any, iteration: int, history: li
     folder.write(CHECKPOINT_FILE, buffer.getvalue())
 
 
-def _restore(folder: Any, learner: Any, optimizer: Any) -> tuple[int, list[dict[str, float]]]:
+def _restore(
+    folder: Folder, learner: PromptLearner, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]]]:
     """Goes on where an earlier start stopped: the iteration to begin with, and the history until there."""
-    import io
-
-    import torch
-
     if not folder.exists(CHECKPOINT_FILE):
         return 0, []
     state = torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")

@@ -12,69 +12,143 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from open_clip import CLIP, SimpleTokenizer
+from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss_core.toy.models import IMAGE_PX, PATCH_PX, PIXEL_MEAN, PIXEL_STD, new_clip, new_sam, save_model
+from fmwsss_core.toy.models import (
+    IMAGE_PX,
+    PATCH_PX,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    new_clip,
+    new_sam,
+    save_model,
+    toy_clip,
+    toy_sam,
+)
 from fmwsss_core.toy.world import TOY, Scene, draw_scene
 
 FIRST_TRAINING_SEED = 1_000_000
 WORDS = (*TOY.classes, *TOY.backgrounds)
 TEMPLATES = ("{}", "a photo of a {}.", "a clean origami {}.", "X X X X X X X X X X X X X X X X {}.", "{}.")
+CLOSE_UP_PX = 96
 POINTS_ON_OBJECTS, POINTS_ON_BACKGROUND = 9, 3
 
 
-def embed(model: CLIP, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 64"]:
-    """The mean patch embedding that the method uses in place of the class token's (method M2), with gradients."""
+class Picture(NamedTuple):
+    """What CLIP learns from: pixels and, for every word, whether it is true of them (nan: too little to say)."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    words: Float32[np.ndarray, " words"]
+
+
+def picture(scene: Scene, rng: np.random.Generator) -> Picture:
+    """A scene, or as often a close-up of it; what can be seen in it is its caption."""
+    height, width = scene.truth.shape
+    image, truth, ground = scene.image, scene.truth, scene.levels[2]
+    if rng.random() < 0.5:
+        side = int(rng.integers(36, min(height, width) + 1))
+        top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+        window = np.s_[top : top + side, left : left + side]
+        image, truth, ground = image[window], truth[window], ground[window]
+        image = np.asarray(Image.fromarray(image).resize((CLOSE_UP_PX, CLOSE_UP_PX), Image.Resampling.BICUBIC))
+    classes = np.bincount(truth.ravel(), minlength=len(TOY.classes) + 1)[1:] / truth.size
+    behind = np.where(truth == 0, ground, 0)
+    backgrounds = np.bincount(behind.ravel(), minlength=256)[1 : len(TOY.backgrounds) + 1] / truth.size
+    share = np.concatenate([classes, backgrounds])
+    return Picture(image, np.where(share > 0.04, 1.0, np.where(share > 0, np.nan, 0.0)).astype(np.float32))
+
+
+def embed(
+    model: CLIP, pixels: UInt8[Tensor, "batch 3 height width"], residual_share: float
+) -> tuple[Float[Tensor, "batch 64"], Float[Tensor, "batch 64"], Float[Tensor, "batch tokens 64"]]:
+    """Three embeddings of each picture, with gradients: the mean over patches that the method uses (M2), the class
+    token's, and that of every patch if it attended to itself alone.
+
+    What a patch says reaches the others through the values of the last block's attention, and there the method looks
+    for it. So some pictures have to do without the path around that attention.
+    """
     visual: Any = model.visual
     side = IMAGE_PX // PATCH_PX
     x = pixels.float() / 255
     size = [-(-length // PATCH_PX) * PATCH_PX for length in x.shape[-2:]]
     x = functional.interpolate(x, size, mode="bicubic", antialias=True)
     x = visual.conv1((x - visual.image_mean[0]) / visual.image_std[0])
-    grid = x.shape[-2:]
     position = visual.positional_embedding[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    x = x + functional.interpolate(position, grid, mode="bilinear", align_corners=False)
+    x = x + functional.interpolate(position, x.shape[-2:], mode="bilinear", align_corners=False)
     first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
     x = visual.ln_pre(torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1))
-    x = visual.ln_post(visual.transformer(x))[:, 1:].mean(1)
-    return functional.normalize(x @ visual.proj, dim=1)
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        x = block(x)
+
+    def finish(attended: Tensor) -> Tensor:
+        return visual.ln_post(attended + last.mlp(last.ln_2(attended))) @ visual.proj
+
+    activation = last.ln_1(x)
+    value = functional.linear(
+        activation, last.attn.in_proj_weight[-x.shape[2] :], last.attn.in_proj_bias[-x.shape[2] :]
+    )
+    kept = (torch.rand(len(x), 1, 1) < residual_share).float()
+    tokens = finish(kept * x + last.attn(activation, activation, activation, need_weights=False)[0])
+    alone = finish(last.attn.out_proj(value))[:, 1:]
+    return tuple(functional.normalize(e, dim=-1) for e in (tokens[:, 1:].mean(1), tokens[:, 0], alone))  # type: ignore[return-value]
 
 
 def clip_loss(
-    model: CLIP, bias: Float[Tensor, ""], tokens: Int[Tensor, "words length"], batch: list[Scene]
+    model: CLIP,
+    bias: Float[Tensor, "2"],
+    tokens: Int[Tensor, "words length"],
+    batch: list[Picture],
+    residual_share: float = 0.5,
 ) -> Float[Tensor, ""]:
-    """Binary cross entropy and the multi-label contrastive loss (method M4), over classes and surroundings together."""
+    """Binary cross entropy and the multi-label contrastive loss (method M4) over classes and surroundings together, and
+    multiple instances: each patch votes for one word, and the words of a picture are those that a tenth of it is for.
+    """
     texts = functional.normalize(model.encode_text(tokens), dim=1)
-    logits, targets = [], []
-    for size in {scene.truth.shape for scene in batch}:
-        same = [scene for scene in batch if scene.truth.shape == size]
-        pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in same])
-        logits.append(model.logit_scale.exp() * embed(model, pixels) @ texts.T)
-        targets += [[word in scene.classes or word in scene.backgrounds for word in WORDS] for scene in same]
-    scores, target = torch.cat(logits), torch.tensor(targets)
-    binary = functional.binary_cross_entropy_with_logits(scores + bias, target.float(), pos_weight=torch.tensor(4.0))
-    rivals = scores.masked_fill(target, -math.inf).logsumexp(1, keepdim=True)
-    return binary + 0.5 * functional.softplus(rivals - scores)[target].mean()
+    scores, votes, targets = [], [], []
+    for size in sorted({picture.image.shape for picture in batch}):
+        same = [picture for picture in batch if picture.image.shape == size]
+        pixels = torch.stack([torch.from_numpy(picture.image.copy()).permute(2, 0, 1) for picture in same])
+        mean, first, alone = embed(model, pixels, residual_share)
+        scores.append(torch.stack([mean, first]) @ texts.T)
+        shares = (model.logit_scale.exp() * alone @ texts.T).softmax(-1)
+        votes.append(shares.topk(max(1, shares.shape[1] // 10), dim=1).values.mean(1))
+        targets += [picture.words for picture in same]
+    words = torch.from_numpy(np.stack(targets))
+    known, present = ~words.isnan(), words == 1
+    logits = model.logit_scale.exp() * torch.cat(scores, dim=1)
+    total = torch.zeros(())
+    for row, offset in zip(logits, bias, strict=True):
+        each = functional.binary_cross_entropy_with_logits(
+            row + offset, present.float(), pos_weight=torch.tensor(4.0), reduction="none"
+        )
+        rivals = row.masked_fill(present | ~known, -math.inf).logsumexp(1, keepdim=True)
+        total = total + each[known].mean() + 0.5 * functional.softplus(rivals - row)[present].mean()
+    vote = torch.cat(votes).clamp(1e-4, 1 - 1e-4)
+    return total - vote[present].log().mean() - (1 - vote[known & ~present]).log().mean()
 
 
-def train_clip(minutes: float, batch_size: int) -> tuple[CLIP, Int[Tensor, " rows"]]:
+def train_clip(minutes: float, batch_size: int, start: CLIP | None) -> tuple[CLIP, Int[Tensor, " rows"]]:
     """A trained CLIP, and the rows of its token embedding that were trained."""
     torch.manual_seed(0)
-    model, tokenizer = new_clip(), SimpleTokenizer()
+    model, tokenizer = start or new_clip(), SimpleTokenizer()
+    model.train().requires_grad_(True)
     tokens = {template: tokenizer([template.format(word) for word in WORDS]) for template in TEMPLATES}
-    bias = torch.nn.Parameter(torch.tensor(-10.0))
+    bias = nn.Parameter(torch.full((2,), -10.0))
     rng = np.random.default_rng(0)
 
     def loss(batch: list[Scene]) -> Float[Tensor, ""]:
-        return clip_loss(model, bias, tokens[TEMPLATES[rng.integers(len(TEMPLATES))]], batch)
+        pictures = [picture(scene, rng) for scene in batch]
+        return clip_loss(model, bias, tokens[TEMPLATES[rng.integers(len(TEMPLATES))]], pictures)
 
     train([*model.parameters(), bias], loss, minutes, batch_size, rate=1e-3)
     return model, torch.cat([ids.flatten() for ids in tokens.values()]).unique()
@@ -154,10 +228,11 @@ def sam_loss(model: Sam, head: DenseHead, batch: list[Scene], rng: np.random.Gen
     return total / len(batch)
 
 
-def train_sam(minutes: float, batch_size: int) -> Sam:
+def train_sam(minutes: float, batch_size: int, start: Sam | None) -> Sam:
     """A trained SAM."""
     torch.manual_seed(0)
-    model, rng = new_sam(), np.random.default_rng(0)
+    model, rng = start or new_sam(), np.random.default_rng(0)
+    model.train().requires_grad_(True)
     head = DenseHead(model.prompt_encoder.embed_dim, len(WORDS))
     parameters = [*model.parameters(), *head.parameters()]
     train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate=1e-3)
@@ -193,12 +268,15 @@ if __name__ == "__main__":
     parser.add_argument("model", choices=("clip", "sam"))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--go-on", action="store_true", help="start from the weights in the package")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.model == "clip":
-        trained, rows = train_clip(arguments.minutes, batch_size=24)
+        trained, rows = train_clip(arguments.minutes, 24, toy_clip() if arguments.go_on else None)
         save_model(trained, arguments.out / "clip.safetensors", rows)
     else:
-        save_model(train_sam(arguments.minutes, batch_size=12), arguments.out / "sam.safetensors")
+        save_model(
+            train_sam(arguments.minutes, 12, toy_sam() if arguments.go_on else None), arguments.out / "sam.safetensors"
+        )
