@@ -72,11 +72,9 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
     per_epoch = batches_per_epoch(num_images, section.batch_size)
     num_iterations = max(1, round(section.epochs * per_epoch))
     plan = plan_training(config.cluster.train_workers)
-    if min(section.batch_size, num_images) < plan.num_workers:
-        raise ValueError(
-            f"{plan.num_workers} training workers cannot share batches of {min(section.batch_size, num_images)} images; "
-            "lower cluster.train_workers"
-        )
+    smallest = min(section.batch_size, num_images)
+    if smallest < plan.num_workers:
+        raise ValueError(f"cluster.train_workers is {plan.num_workers}, more than the {smallest} images of a batch")
     source = BatchSource(
         run=run,
         parts=tuple(receipts[0].parts),

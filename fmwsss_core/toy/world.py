@@ -63,16 +63,16 @@ def _unit_area(name: str) -> float:
     return float(np.asarray(canvas).mean()) * 2.8**2
 
 
-def _choose(rng: np.random.Generator) -> tuple[str, list[str]]:
+def _choose(rng: np.random.Generator, away_from_home: float) -> tuple[str, list[str]]:
     """The kind of surroundings and the classes of the one to three objects in them."""
     names = TOY.classes
     first = names[int(rng.integers(len(names)))]
     kinds = (*GROUNDS, "sky", "reef")
-    kind = HOMES[first] if rng.random() >= AWAY_FROM_HOME else kinds[int(rng.integers(len(kinds)))]
+    kind = HOMES[first] if rng.random() >= away_from_home else kinds[int(rng.integers(len(kinds)))]
     welcome = [name for name in names if HOMES[name] == kind or (HOMES[name] == "sky" and kind in GROUNDS)]
     chosen = [first]
     for _ in range(int(rng.choice(3, p=(0.45, 0.35, 0.2)))):
-        others = list(names) if rng.random() < AWAY_FROM_HOME else welcome
+        others = list(names) if rng.random() < away_from_home else welcome
         chosen.append(others[int(rng.integers(len(others)))])
     return kind, chosen
 
@@ -126,7 +126,7 @@ def _draw_object(
     return ["/".join(key) for key in leaves]
 
 
-def draw_scene(seed: int) -> Scene:
+def draw_scene(seed: int, away_from_home: float = AWAY_FROM_HOME) -> Scene:
     """Draw scene number `seed`: always the same for the same number; long side 128 px, short side 96 to 128.
 
     Seeds from 1_000_000 on are what the models in this package were trained on; tests and the demo use smaller ones.
@@ -134,7 +134,7 @@ def draw_scene(seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     short = int(rng.choice((96, 102, 112, 120, 128)))
     height, width = (short, 128) if rng.random() < 0.75 else (128, short)
-    kind, names = _choose(rng)
+    kind, names = _choose(rng, away_from_home)
     backdrop = draw_backdrop(rng, height, width, kind)
 
     canvas = Image.fromarray(backdrop.colour.clip(0, 255).astype(np.uint8))
