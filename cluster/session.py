@@ -42,14 +42,15 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_task_oom_retries", "3")
     is_local = target == "local"
     try:
-        ray.init(
-            address=target,
-            num_cpus=num_cpus if is_local else None,
-            include_dashboard=False if is_local else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        with _silent_stderr():
+            ray.init(
+                address=target,
+                num_cpus=num_cpus if is_local else None,
+                include_dashboard=False if is_local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
     except ConnectionError as error:
         raise SessionError(f"no Ray cluster answers at {target}: {str(error).splitlines()[0]}") from None
     quiet_ray_data()
@@ -57,6 +58,19 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The C++ side announces on the terminal that its log level was set; what goes wrong still raises."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def quiet_ray_data() -> None:
