@@ -147,8 +147,12 @@ class LearnStages(Section):
 
 
 class SeedSection(Section):
-    """From maps and superpixels to a seed (method M2.2 and M5.2)."""
+    """From maps and superpixels to a seed (method M2.2 and M5.2).
 
+    `maps` says which maps classify the superpixels; both are stored and judged.
+    """
+
+    maps: Literal["cam", "cam+caa"] = "cam+caa"
     alpha: Annotated[float, Field(gt=0)]
     box_threshold: Share | None
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1

@@ -19,6 +19,7 @@ from jobs.config import RunConfig
 from jobs.evaluate import METRICS_FILE, STAGE
 from jobs.learn import HISTORY_FILE
 from jobs.panels import data_url, with_labels, with_map, with_superpixels
+from jobs.seed import MAPS_COLUMN
 from jobs.stage import StageError, upstream
 from jobs.table import table_cells
 
@@ -67,7 +68,8 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
     vocabulary = config.resolve_vocabulary()
     cards = []
     for part in sorted({part for part, _ in chosen}):
-        cards += _cards(run, part, {image_id for other, image_id in chosen if other == part}, vocabulary)
+        wanted = {image_id for other, image_id in chosen if other == part}
+        cards += _cards(run, part, wanted, vocabulary, MAPS_COLUMN[config.seeds.fine.maps])
     cards.sort(key=lambda card: (-card["uncertainty"], card["image_id"]))
     template = importlib.resources.files("jobs").joinpath("templates/report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -83,22 +85,23 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
     )
 
 
-def _cards(run: Run, part: str, wanted: set[str], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def _cards(run: Run, part: str, wanted: set[str], vocabulary: Vocabulary, column: str) -> list[dict[str, Any]]:
     columns = ["image_id", "image", "truth"]
     tables = {
         name: {row["image_id"]: row for row in run.folder.child(name).read_table(part, columns=use).to_pylist()}
         for name, use in (("images", columns), ("superpixels", None), ("seeds/coarse", None), ("seeds/fine", None))
     }
     return [
-        _card({name: table.get(image_id) for name, table in tables.items()}, vocabulary) for image_id in sorted(wanted)
+        _card({name: table.get(image_id) for name, table in tables.items()}, vocabulary, column)
+        for image_id in sorted(wanted)
     ]
 
 
-def _card(rows: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+def _card(rows: dict[str, Any], vocabulary: Vocabulary, column: str) -> dict[str, Any]:
     fine = rows["seeds/fine"]
     image = decode_rgb(rows["images"]["image"], max_pixels=2**62)
     superpixels = superpixels_from_row(rows["superpixels"])
-    maps = maps_from_bytes(fine["refined_cam"], len(fine["classes"]), fine["grid_height"], fine["grid_width"])
+    maps = maps_from_bytes(fine[column], len(fine["classes"]), fine["grid_height"], fine["grid_width"])
     pictures = {"image": image, "CAM": with_map(image, maps)}
     for level, name in ((2, "whole"), (1, "part"), (0, "sub-part")):
         pictures[name] = with_superpixels(image, superpixels, level)

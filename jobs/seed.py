@@ -24,6 +24,7 @@ from jobs.learn import PROMPTS_FILE
 from jobs.stage import begin_stage, run_sharded, upstream
 
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
+MAPS_COLUMN = {"cam": "cam", "cam+caa": "refined_cam"}
 PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
 
 
@@ -59,6 +60,7 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
         "run": run,
         "stage": stage,
         "vocabulary": vocabulary,
+        "column": MAPS_COLUMN[section.maps],
         "alpha": section.alpha,
         "png": config.seeds.png,
         "confidence": config.seeds.confidence,
@@ -72,7 +74,14 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
 
 
 def write_shard(
-    block: pa.Table, run: Run, stage: str, vocabulary: Vocabulary, alpha: float, png: bool, confidence: bool
+    block: pa.Table,
+    run: Run,
+    stage: str,
+    vocabulary: Vocabulary,
+    column: str,
+    alpha: float,
+    png: bool,
+    confidence: bool,
 ) -> pa.Table:
     """The class maps of one shard in, its seeds and failures written, its counts out."""
     part = block["part"][0].as_py()
@@ -84,7 +93,7 @@ def write_shard(
     )
     seeded = map_rows(
         block.filter(has_superpixels),
-        lambda row: _seed_row(row, superpixels[row["image_id"]], vocabulary, alpha, confidence),
+        lambda row: _seed_row(row, superpixels[row["image_id"]], vocabulary, column, alpha, confidence),
         SEEDS_PAYLOAD,
         stage,
     )
@@ -98,12 +107,17 @@ def write_shard(
 
 
 def _seed_row(
-    row: dict[str, Any], superpixels_row: dict[str, Any], vocabulary: Vocabulary, alpha: float, with_confidence: bool
+    row: dict[str, Any],
+    superpixels_row: dict[str, Any],
+    vocabulary: Vocabulary,
+    column: str,
+    alpha: float,
+    with_confidence: bool,
 ) -> dict[str, Any]:
     superpixels = superpixels_from_row(superpixels_row)
     indices = vocabulary.indices(row["classes"])
-    refined = maps_from_bytes(row["refined_cam"], len(indices), row["grid_height"], row["grid_width"])
-    seed = seed_image(superpixels, refined, indices, alpha)
+    maps = maps_from_bytes(row[column], len(indices), row["grid_height"], row["grid_width"])
+    seed = seed_image(superpixels, maps, indices, alpha)
     return {
         **{field.name: row[field.name] for field in SEEDS if field.name in row},
         "seed": encode_label_png(seed.labels),
