@@ -42,12 +42,14 @@ class ReplicaPlan:
         )
 
 
-def plan_replicas(num_replicas: int | None, gpus_per_replica: float | None) -> ReplicaPlan:
-    """One replica per GPU (or per share of one); without a GPU, one replica per two cores.
+def plan_replicas(num_replicas: int | None, gpus_per_replica: float | None, num_threads: int) -> ReplicaPlan:
+    """One replica per GPU (or per share of one); without a GPU, one replica per `num_threads` cores.
 
     Args:
         num_replicas: the run file's wish; None means as many as fit.
         gpus_per_replica: the run file's wish; None means a whole GPU where there are any, none otherwise.
+        num_threads: torch threads of each. Given, not derived from the machine: sums on a CPU depend on it in the last
+            bit, and a run must give the same bytes on any number of nodes.
 
     Raises:
         ResourceError: GPUs are asked for and the cluster has too few: Ray would wait for ever in silence.
@@ -63,7 +65,7 @@ def plan_replicas(num_replicas: int | None, gpus_per_replica: float | None) -> R
                 f"{wanted or 1} replicas with {share:g} GPU each were asked for; the cluster has {gpus:g} GPU. "
                 "Lower cluster.num_replicas or cluster.gpus_per_replica"
             )
-        return ReplicaPlan(wanted, 0.5, share, 1)
-    wanted = num_replicas or max(1, int(cpus) // 2)
+        return ReplicaPlan(wanted, 0.5, share, num_threads)
+    wanted = num_replicas or max(1, int(cpus) // num_threads)
     # Half of the CPUs for the actors at the most: the operators around them need the other half.
-    return ReplicaPlan(wanted, min(1.0, cpus / (2 * wanted)), 0.0, max(1, int(cpus) // wanted))
+    return ReplicaPlan(wanted, min(1.0, cpus / (2 * wanted)), 0.0, num_threads)

@@ -28,18 +28,16 @@ class TrainPlan:
     Attributes:
         num_workers: processes that share each batch.
         use_gpu: whether each has a GPU of its own.
-        num_threads: torch threads of each; Ray would leave it at one.
     """
 
     num_workers: int
     use_gpu: bool
-    num_threads: int
 
 
 def plan_training(num_workers: int) -> TrainPlan:
     """A GPU for every worker if the cluster has that many, else none."""
     have = ray.cluster_resources()
-    return TrainPlan(num_workers, have.get("GPU", 0) >= num_workers, max(1, int(have.get("CPU", 1)) // num_workers))
+    return TrainPlan(num_workers, have.get("GPU", 0) >= num_workers)
 
 
 def train(

@@ -93,7 +93,7 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
         num_iterations=num_iterations,
         per_epoch=per_epoch,
         random_seed=config.random_seed,
-        num_threads=plan.num_threads,
+        num_threads=config.cluster.num_threads,
         checkpoint_every_s=config.cluster.checkpoint_every_s,
     )
     with StageProgress(stage, num_iterations, "iterations") as progress, watch_board(progress) as board:

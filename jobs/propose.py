@@ -30,7 +30,7 @@ def run(config: RunConfig, run: Run) -> Receipt:
     started = begin_stage(run, STAGE, inputs, [images])
     if started.receipt:
         return started.receipt
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica)
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
     operators = [
         Operator(decode_shard, {"run": run, "stage": STAGE}, num_cpus=plan.helper_cpus),
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),

@@ -47,7 +47,7 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
     if started.receipt:
         return started.receipt
     vocabulary = config.resolve_vocabulary()
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica)
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
     clip_arguments = {
         "spec": config.clip.spec(),
         "vocabulary": vocabulary,
