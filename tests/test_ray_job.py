@@ -64,6 +64,16 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def submit(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Submits a job and follows it to its end; a head that is just up may have no agent for jobs yet."""
+    for _ in range(20):
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        if "No available agent" not in result.stdout + result.stderr:
+            break
+        time.sleep(3)
+    return result
+
+
 @pytest.mark.timeout(600)
 def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = head
@@ -74,7 +84,7 @@ def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path:
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
                "jobs.pipeline", "demo.yaml", f"run={run}", "dataset.num_images=6", "shard_rows=3",
                "propose.points_per_side=4", "learn.classification.epochs=1", "learn.segmentation.epochs=1"]  # fmt: skip
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    result = submit(command, environment)
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
     assert "seeds/fine: 6 of 6 images" in log
@@ -89,7 +99,7 @@ def test_a_job_with_a_mistake_fails_with_its_line(head: tuple[str, dict[str, str
     shutil.copy(ROOT / "configs" / "demo.yaml", job)
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
                "jobs.pipeline", "demo.yaml", "dataset.num_image=3"]  # fmt: skip
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = submit(command, environment)
     assert result.returncode != 0
     assert "Unknown key: 'dataset.num_image'; did you mean 'dataset.num_images'?" in result.stdout + result.stderr
 
