@@ -66,7 +66,7 @@ class Problem:
     def authors(self) -> tuple[Tensor, Tensor]:
         """A step as the authors' program takes it."""
         learner = self.learner
-        texts = self._whole_text_tower(learner.token_embeddings(), learner._end)
+        texts = self._whole_text_tower(learner.token_embeddings()[learner.tree.path], learner.tree.end)
         foreground, background = texts[learner._foreground_rows], texts[learner._background_rows]
         x = self.clip.encode_image(self.pixels, with_attention=False).last_block_input
         block = self.model.visual.transformer.resblocks[-1]

@@ -1,14 +1,12 @@
-"""Softmax-GradCAM in its linear form: one first-order pass per image and present class (method M2 and M2.1)."""
+"""Softmax-GradCAM in its linear form: no backward pass inside the forward one (method M2 and M2.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fmwsss_core.clip import FrozenClip
 
@@ -55,9 +53,9 @@ def softmax_gradcam(
 ) -> ClassMaps:
     """CAM^c = F w^c with w^c the mean over patch tokens of d s^c / d F, for every present class (M2, CLIP-ES).
 
-    The chain from prompts to map is linear in the last step (M2.1 b, c): u^c = scale s^c (t_c - sum_j s^j t_j) is an
-    ordinary differentiable expression, w = J u one vector-Jacobian product, and the gradient back to u one
-    Jacobian-vector product. No graph of the block is kept and no second derivative is taken.
+    The chain from prompts to map is linear in its last step (M2.1): u^c = scale s^c (t_c - sum_j s^j t_j) is an
+    ordinary differentiable expression, and so is w = J u, written out in `LastBlock.gradient`. Its memory grows with
+    the rows, not with rows x batch, and no second derivative is taken.
 
     Args:
         clip: the frozen CLIP that computed `last_block_input`.
@@ -66,11 +64,9 @@ def softmax_gradcam(
         background: L2-normalised text embeddings of the background prompts; may be none.
         present: which classes each image shows. An image without any gives no row.
     """
-    last_block_input = last_block_input.detach()
-    with torch.no_grad():
-        embedding = clip.image_embedding(last_block_input)
-    logits = clip.logit_scale * embedding @ foreground.T
-    scores = class_scores(logits, clip.logit_scale * embedding @ background.T, present)
+    block = clip.last_block(last_block_input)
+    logits = clip.logit_scale * block.embedding @ foreground.T
+    scores = class_scores(logits, clip.logit_scale * block.embedding @ background.T, present)
 
     image, class_index = present.nonzero(as_tuple=True)
     # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of
@@ -79,26 +75,9 @@ def softmax_gradcam(
     pull = rivals.sum(dim=1, keepdim=True) * foreground[class_index] - rivals @ torch.cat([foreground, background])
     cotangent = clip.logit_scale * scores[image, class_index][:, None] * pull
 
-    row_input = last_block_input[image]
-    gradient = _ShiftGradient.apply(cotangent, lambda shift: clip.image_embedding(row_input, shift), row_input[:, 0])
-    with torch.no_grad():
-        activation = clip.activation(row_input)
-    cam = torch.einsum("rnk,rk->rn", activation, gradient / activation.shape[1])
+    gradient = block.gradient(cotangent, image)
+    cam = torch.einsum("rnk,rk->rn", block.activation[image], gradient)
     return ClassMaps(image, class_index, cam, logits)
-
-
-class _ShiftGradient(torch.autograd.Function):
-    """u -> J u, where J^T is the derivative at 0 of `embed`: (rows, width) -> (rows, embed), row by row."""
-
-    @staticmethod
-    def forward(ctx, cotangent: Tensor, embed: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-        ctx.embed, ctx.zero = embed, torch.zeros_like(like)
-        return torch.func.vjp(embed, ctx.zero)[1](cotangent)[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return torch.func.jvp(ctx.embed, (ctx.zero,), (gradients[0],))[1], None, None
 
 
 def normalise(cam: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:

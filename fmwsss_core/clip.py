@@ -15,6 +15,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fmwsss_core.last_block import LastBlock, attention_weights, run_last_block, split_heads
+from fmwsss_core.token_tree import TokenTree
+
 # Of how many last blocks the attention is averaged (M2.2).
 NUM_ATTENTION_BLOCKS = 8
 
@@ -147,15 +150,15 @@ class FrozenClip(nn.Module):
         for i, block in enumerate(blocks):
             if i == len(blocks) - 1 and not with_attention:
                 break
-            query, key, value = _split_heads(block.attn, block.ln_1(x))
+            query, key, value = split_heads(block.attn, block.ln_1(x))
             if i < first_averaged:
-                x = _after_attention(block, x, functional.scaled_dot_product_attention(query, key, value))
+                x = _after_attention(block, x, _joined(functional.scaled_dot_product_attention(query, key, value)))
                 continue
-            weights = _attention_weights(query, key)
+            weights = attention_weights(query, key)
             mean = weights.mean(dim=1)[:, 1:, 1:]
             attention = mean if attention is None else attention + mean
             if i < len(blocks) - 1:
-                x = _after_attention(block, x, weights @ value)
+                x = _after_attention(block, x, _joined(weights @ value))
         if attention is not None:
             attention = attention / (len(blocks) - first_averaged)
         return ImageFeatures(x, attention, grid)
@@ -170,34 +173,9 @@ class FrozenClip(nn.Module):
         resized = functional.interpolate(square, size=grid, mode="bilinear", align_corners=False)
         return torch.cat([table[:1], resized[0].flatten(1).T])
 
-    def activation(
-        self, last_block_input: Float[Tensor, "batch all_tokens width"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        """F of M2: output of ln_1 of the last block at the patch tokens."""
-        return self._visual.transformer.resblocks[-1].ln_1(last_block_input)[:, 1:]
-
-    def image_embedding(
-        self,
-        last_block_input: Float[Tensor, "batch all_tokens width"],
-        shift: Float[Tensor, "batch width"] | None = None,
-    ) -> Float[Tensor, "batch embed"]:
-        """Last block, ln_post, mean over the patch tokens, projection, L2 norm (M2).
-
-        Args:
-            last_block_input: as in `ImageFeatures`.
-            shift: added to F at every patch token. Its derivative at 0 is the sum over patch tokens of the derivative
-                at F, the class-token row of F and the residual path held fixed: what Softmax-GradCAM needs (M2.1).
-        """
-        visual = self._visual
-        block = visual.transformer.resblocks[-1]
-        activated = block.ln_1(last_block_input)
-        if shift is not None:
-            activated = torch.cat([activated[:, :1], activated[:, 1:] + shift[:, None]], dim=1)
-        query, key, value = _split_heads(block.attn, activated)
-        # Softmax spelled out: fused attention has no forward-mode derivative. The class token's query is never read.
-        attended = _attention_weights(query[:, :, 1:], key) @ value
-        patches = visual.ln_post(_after_attention(block, last_block_input[:, 1:], attended))
-        return functional.normalize(patches.mean(dim=1) @ visual.proj, dim=-1)
+    def last_block(self, last_block_input: Float[Tensor, "batch all_tokens width"]) -> LastBlock:
+        """The image embedding (M2) with the derivative that Softmax-GradCAM needs (M2.1)."""
+        return run_last_block(self._visual, last_block_input)
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "prompts length"]:
         """Token ids of texts, [SOS] first, [EOS] last, zeros after it, up to the context length of this CLIP.
@@ -222,25 +200,38 @@ class FrozenClip(nn.Module):
         """Position of [EOS] in each row of `token_ids`."""
         return (ids == _tokenizer().eot_token_id).int().argmax(dim=1)
 
-    def token_embeddings(self, ids: Int[Tensor, "prompts length"]) -> Float[Tensor, "prompts length text_width"]:
+    def token_embeddings(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape text_width"]:
         """Rows of the text tower's embedding table, without position."""
         embed: Any = self.model.token_embedding
         return embed(ids)
 
+    def words(self) -> tuple[list[str], Int[Tensor, "words"]]:
+        """The whole words among the tokens of the text tower, and their token ids."""
+        decoder, length = _tokenizer().decoder, int(self.model.vocab_size)
+        whole = {i: text.removesuffix("</w>") for i, text in decoder.items() if text.endswith("</w>") and i < length}
+        kept = {i: text for i, text in sorted(whole.items()) if text.isascii() and text.isalpha()}
+        return list(kept.values()), torch.tensor(list(kept), device=self.device)
+
     def encode_text(
-        self, token_embeddings: Float[Tensor, "prompts length text_width"], end: Int[Tensor, "prompts"]
+        self, token_embeddings: Float[Tensor, "nodes text_width"], tree: TokenTree
     ) -> Float[Tensor, "prompts embed"]:
-        """Text embeddings, L2-normalised, of prompts given as token embeddings; differentiable to them.
+        """Text embeddings, L2-normalised, of the prompts of a tree; differentiable to its token embeddings.
+
+        The tower is causal, so a prompt ends at its [EOS], and what prompts have in common from their start is
+        computed once (M2.1). Both are exact.
 
         Args:
-            token_embeddings: without position, which is added here.
-            end: position of [EOS] in each prompt. The tower is causal, so it runs only up to the last of them (M2.1).
+            token_embeddings: of each node, without position, which is added here.
+            tree: its prompts end with [EOS].
         """
         model: Any = self.model
-        length = int(end.max()) + 1
-        x = token_embeddings[:, :length] + model.positional_embedding[:length]
-        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-        x = model.ln_final(x[torch.arange(len(x), device=x.device), end])
+        *blocks, last = model.transformer.resblocks
+        x = token_embeddings + model.positional_embedding[tree.position]
+        for block in blocks:
+            x = _after_attention(block, x, _attend_along(block, x, tree)[tree.owner, tree.position])
+        prompts = torch.arange(len(tree.end), device=x.device)
+        attended = _attend_along(last, x, tree)[prompts, tree.end]
+        x = model.ln_final(_after_attention(last, x[tree.path[:, -1]], attended))
         projection = model.text_projection
         x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
         return functional.normalize(x, dim=-1)
@@ -253,6 +244,10 @@ def _check_supported(model: CLIP) -> None:
         raise ValueError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
     if any(not isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
         raise ValueError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
+    if any(
+        not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in model.transformer.resblocks
+    ):
+        raise ValueError("CLIP's text tower has attention of its own kind; plain multi-head attention is needed")
     if visual.attn_pool is not None or visual.proj is None:
         raise ValueError(
             "CLIP's image tower pools by attention or has no projection; mean pooling is not defined on it"
@@ -265,19 +260,21 @@ def _check_supported(model: CLIP) -> None:
         raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
 
 
-def _split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each (batch, heads, tokens, width of a head)."""
-    assert attn.in_proj_weight is not None
-    projected = functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    query, key, value = projected.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    return query, key, value
+def _attend_along(block: Any, x: Tensor, tree: TokenTree) -> Tensor:
+    """Causal attention along every prompt of a tree: (prompts, length, width)."""
+    query, key, value = (
+        heads[0][:, tree.path].transpose(0, 1) for heads in split_heads(block.attn, block.ln_1(x)[None])
+    )
+    attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return _joined(attended)
 
 
-def _attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    return torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, dim=3)
+def _joined(heads: Tensor) -> Tensor:
+    """(batch, heads, tokens, width of a head) to (batch, tokens, width)."""
+    return heads.transpose(1, 2).flatten(2)
 
 
 def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a residual block: heads joined and projected, residual path, MLP."""
-    x = x + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    """The rest of a residual block: heads, already joined, projected; residual path, MLP."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

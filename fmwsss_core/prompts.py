@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fmwsss_core.clip import FrozenClip
+from fmwsss_core.token_tree import token_tree
 from fmwsss_core.vocabulary import HANDMADE_TEMPLATE, Vocabulary
 
 Context = Literal["unified", "class-specific"]
@@ -91,13 +92,20 @@ class PromptLearner(nn.Module):
 
         layouts = [_layout(clip, name, name_position, num_context) for name, _ in prompts]
         ids = clip.token_ids([text for text, _ in layouts])
-        end = clip.end_positions(ids)
-        length = int(end.max()) + 1
+        written = [ids[i, : end + 1].tolist() for i, end in enumerate(clip.end_positions(ids).tolist())]
+        for symbols, (_, places), (_, context_row) in zip(written, layouts, prompts, strict=True):
+            for vector, place in enumerate(places):
+                symbols[place] = (context_row, vector)
+        self.tree = token_tree(written).to(clip.device)
+        is_context = [isinstance(symbol, tuple) for symbol in self.tree.symbols]
+        fixed = torch.tensor(
+            [0 if of_context else symbol for symbol, of_context in zip(self.tree.symbols, is_context, strict=True)]
+        )
+        slots = [symbol[0] * num_context + symbol[1] for symbol in self.tree.symbols if isinstance(symbol, tuple)]
         tensors = {
-            "_embeddings": clip.token_embeddings(ids[:, :length]),
-            "_end": end,
-            "_positions": torch.tensor([positions for _, positions in layouts]),
-            "_context_rows": torch.tensor([row for _, row in prompts]),
+            "_embeddings": clip.token_embeddings(fixed.to(clip.device)),
+            "_context_nodes": torch.tensor(is_context).nonzero()[:, 0],
+            "_context_slots": torch.tensor(slots),
             "_foreground_rows": rows[: len(vocabulary.classes)],
             "_background_rows": rows[len(vocabulary.classes) :],
         }
@@ -108,21 +116,19 @@ class PromptLearner(nn.Module):
         self.context = nn.Parameter(drawn.to(self._embeddings))
 
     _embeddings: Tensor
-    _end: Tensor
-    _positions: Tensor
-    _context_rows: Tensor
+    _context_nodes: Tensor
+    _context_slots: Tensor
     _foreground_rows: Tensor
     _background_rows: Tensor
 
-    def token_embeddings(self) -> Float[Tensor, "prompts length text_width"]:
-        """Token embeddings of every different prompt with the contexts in their places, cut after the last [EOS]."""
-        vectors = self.context[self._context_rows]
-        places = self._positions[:, :, None].expand_as(vectors)
-        return self._embeddings.scatter(1, places, vectors)
+    def token_embeddings(self) -> Float[Tensor, "nodes text_width"]:
+        """Token embeddings of every node of `tree`, with the contexts in their places."""
+        vectors = self.context.flatten(0, 1)[self._context_slots]
+        return self._embeddings.index_put((self._context_nodes,), vectors)
 
     def forward(self) -> tuple[Float[Tensor, "classes embed"], Float[Tensor, "backgrounds embed"]]:
         """Text embeddings of the classes and of the backgrounds, L2-normalised, differentiable to the contexts."""
-        text = self._clip[0].encode_text(self.token_embeddings(), self._end)
+        text = self._clip[0].encode_text(self.token_embeddings(), self.tree)
         return text[self._foreground_rows], text[self._background_rows]
 
     def to_bytes(self) -> bytes:
@@ -155,7 +161,9 @@ def handmade_embeddings(
     """Text embeddings of the hand-made prompts of CLIP-ES (M1), classes and backgrounds, L2-normalised."""
     texts = [HANDMADE_TEMPLATE.format(name) for name in (*vocabulary.prompts, *vocabulary.backgrounds)]
     ids = clip.token_ids(texts)
-    text = clip.encode_text(clip.token_embeddings(ids), clip.end_positions(ids))
+    tree = token_tree([ids[i, : end + 1].tolist() for i, end in enumerate(clip.end_positions(ids).tolist())])
+    symbols = torch.tensor(tree.symbols, device=clip.device)
+    text = clip.encode_text(clip.token_embeddings(symbols), tree.to(clip.device))
     return text[: len(vocabulary.classes)], text[len(vocabulary.classes) :]
 
 

@@ -98,11 +98,52 @@ def test_numbers_of_contexts_and_prompts(clip: FrozenClip, context, backgrounds,
         clip, TINY, context=context, name_position="end", num_context=4, backgrounds=backgrounds, num_backgrounds=7
     )
     assert learner.context.shape == (num_contexts, 4, clip.text_width)
-    assert len(learner.token_embeddings()) == num_prompts
+    assert len(learner.tree.path) == num_prompts
     foreground, background = learner()
     assert len(foreground) == 4
     assert len(background) == (2 if backgrounds == "named" else 7)
     assert torch.equal(foreground[2], foreground[3]) == (context == "unified")
+
+
+@pytest.mark.parametrize("context", ["unified", "class-specific"])
+@pytest.mark.parametrize("position", ["end", "front", "middle"])
+@pytest.mark.parametrize("backgrounds", ["named", "learned"])
+def test_every_kind_of_prompt_against_the_whole_text_tower(clip: FrozenClip, context, position, backgrounds):
+    learner = PromptLearner(
+        clip, TINY, context=context, name_position=position, num_context=3, backgrounds=backgrounds, num_backgrounds=2,
+        init_std=0.5,
+    )  # fmt: skip
+    direction = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def gradient(texts: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad((texts * direction).sum(), learner.context)[0]
+
+    names = [*TINY.prompts, *(TINY.backgrounds if backgrounds == "named" else ["", ""])]
+    num_before = {"end": 3, "front": 0, "middle": 1}[position]
+    whole = []
+    for row, name in enumerate(names):
+        is_nameless = name == ""
+        if context == "unified":
+            vectors = learner.context[1 + row - len(TINY.classes) if is_nameless else 0]
+        else:
+            vectors = learner.context[row]
+        words = clip.token_ids([f"{name}."])[0]
+        inside = clip.token_embeddings(words)[: int((words > 0).sum())]
+        stop = len(inside) - 2  # the name's tokens lie between [SOS] and the full stop
+        whole.append(torch.cat([inside[:1], vectors[:num_before], inside[1:stop], vectors[num_before:], inside[stop:]]))
+    expected = reference.whole_text_tower(clip.model, whole)
+    ours = torch.cat(learner())
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    theirs = gradient(expected)
+    assert float((gradient(ours) - theirs).abs().max() / theirs.abs().max()) < 1e-10
+
+
+def test_what_prompts_have_in_common_is_computed_once(clip: FrozenClip):
+    shared = PromptLearner(clip, TINY, context="unified", name_position="end", num_context=16, backgrounds="named")
+    lengths = (shared.tree.end + 1).tolist()
+    assert len(shared.tree.symbols) <= 17 + sum(lengths) - 17 * len(lengths)
+    own = PromptLearner(clip, TINY, context="class-specific", name_position="end", num_context=16, backgrounds="named")
+    assert len(own.tree.symbols) == sum((own.tree.end + 1).tolist()) - (len(own.tree.end) - 1)  # [SOS] alone is shared
 
 
 def test_only_the_contexts_train(clip: FrozenClip):

@@ -82,3 +82,13 @@ def embed_activation(model: Any, last_block_input: Tensor, activation: Tensor) -
 def text_embedding(model: Any, ids: Tensor) -> Tensor:
     """open_clip's own, over the whole context length."""
     return model.encode_text(ids, normalize=True)
+
+
+def whole_text_tower(model: Any, prompts: list[Tensor]) -> Tensor:
+    """Embeddings of prompts given as token embeddings, each alone over the whole context length; [EOS] is the last."""
+    rows = []
+    for prompt in prompts:
+        x = functional.pad(prompt, (0, 0, 0, model.context_length - len(prompt)))[None]
+        x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
+        rows.append(model.ln_final(x)[0, len(prompt) - 1] @ model.text_projection)
+    return functional.normalize(torch.stack(rows), dim=-1)

@@ -48,7 +48,7 @@ def test_clip_knows_the_classes_of_a_scene() -> None:
     for scene in scenes:
         image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
         features = clip.encode_image(clip.preprocess(image), with_attention=False)
-        embedding = clip.image_embedding(features.last_block_input)
+        embedding = clip.last_block(features.last_block_input).embedding
         scores.append((embedding @ foreground.T)[0].detach().numpy())
         surroundings.append((embedding @ background.T)[0].detach().numpy())
     for found, words, of in ((scores, TOY.classes, "classes"), (surroundings, TOY.backgrounds, "backgrounds")):
