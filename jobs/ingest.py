@@ -61,7 +61,7 @@ def run(config: RunConfig, run: Run) -> Receipt:
         "vocabulary": vocabulary,
         "limits": config.limits,
     }
-    return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)])
+    return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)], config.max_failures)
 
 
 def ingest_shard(

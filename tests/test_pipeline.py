@@ -41,7 +41,7 @@ def fmwsss(run: str, *more: str) -> subprocess.CompletedProcess[str]:
 def outputs(run: str) -> dict[str, bytes]:
     """Every file of a run that must be the same wherever and however it was made."""
     folder = Folder(run)
-    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html")
+    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
     return {name: folder.read(name) for name in folder.list() if not name.endswith(told_apart)}
 
 
