@@ -1,6 +1,6 @@
 """A run's memory: which stages are complete, which parts of them are written, what failed.
 
-<run>/manifest.json
+<run>/manifest.json, timeline.json
 <run>/<stage>/_inputs.json         what the stage's rows depend on; written before the first part
 <run>/<stage>/part-*.parquet       named by content: a task that runs twice writes the same bytes again
 <run>/<stage>/_receipt.json        written last: the stage is complete
@@ -23,6 +23,7 @@ from fmwsss_core.records import FAILURES
 INPUTS = "_inputs.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
+TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
 NUM_READERS = 16  # small files that are read at the same time
 
@@ -174,6 +175,15 @@ class Run:
             names = [name for name in names if name.removeprefix(f"{stage}/") in written]
         with ThreadPoolExecutor(NUM_READERS) as pool:
             return pa.concat_tables([FAILURES.empty_table(), *pool.map(folder.read_table, names)])
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """When each operator had each shard, on which node and process: events of Chrome's trace format."""
+        return json.loads(self.folder.read(TIMELINE)) if self.folder.exists(TIMELINE) else []
+
+    def add_timeline(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Add events to `timeline.json`, which Chrome and Perfetto show."""
+        lines = ",\n".join(json.dumps(event) for event in [*self.timeline(), *events])
+        self.folder.write(TIMELINE, f"[\n{lines}\n]\n".encode())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the resolved configuration, versions and weights of the run."""

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 NUM_TRIES = 9
 NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
-FIRST_WAIT_S = 0.5  # doubled each time, two minutes in all: an object store that restarts or throttles is waited for
+# How long a store that is out of order (it restarts, it throttles) is waited for. The first wait is doubled each time.
+PATIENCE_S = float(os.environ.get("FMWSSS_PATIENCE_S", "120"))
+FIRST_WAIT_S = PATIENCE_S / (2 ** (NUM_TRIES - 1) - 1)
 TRANSIENT_ERRNOS = {
     errno.EBUSY,  # s3fs: SlowDown, 503, 409
     errno.EREMOTEIO,  # s3fs: 500

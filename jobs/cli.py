@@ -45,6 +45,7 @@ def failures(
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="only this stage, such as seeds/fine")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="try the images again, and go on with the run")] = False,
+    config: Annotated[str | None, typer.Option(help="with --retry: a run file, instead of the run's manifest")] = None,
 ) -> None:
     """Show the images that failed, and why; with --retry do them, and what depends on them, again."""
     with _told_in_lines():
@@ -57,7 +58,9 @@ def failures(
         if retry:
             from jobs import pipeline
 
-            pipeline.run(config_of(ledger, overrides), retry=stage or True)
+            where = [f"run={run}", *(overrides or [])]
+            settings = load_config(config, where) if config else config_of(ledger, overrides)
+            pipeline.run(settings, retry=stage or True)
 
 
 @app.command()
@@ -100,6 +103,52 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 def preview(config: ConfigPath, overrides: Overrides = None) -> None:
     """Write reports/index.html."""
     _execute(config, overrides, ["preview"])
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, help="how many images to measure with")] = 4,
+) -> None:
+    """Check whether a run can succeed and tell what it will take; exit code 1 if it can't."""
+    with _told_in_lines():
+        settings = load_config(config, overrides)
+        from jobs.plan import run
+
+        if not run(settings, images):
+            sys.exit(1)
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="a cluster to look at; left out, the one around, or this machine")
+    ] = None,
+) -> None:
+    """Tell what this machine or cluster has and lacks; exit code 1 if it lacks something that a run needs."""
+    with _told_in_lines():
+        from jobs.doctor import run
+
+        if not run(address):
+            sys.exit(1)
+
+
+@app.command()
+def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """Show how far a run is, from any machine that sees its folder."""
+    with _told_in_lines():
+        import json
+
+        from cluster.ledger import Run
+        from cluster.storage import Folder
+        from jobs.status import gather, show
+
+        state = gather(Run(Folder(run)))
+        if as_json:
+            print(json.dumps(state, indent=2))
+        else:
+            show(state)
 
 
 def run_step(command: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -90,6 +91,12 @@ class ModelSection(Section):
             raise ValueError("give either `model` or `factory`")
         if self.factory and (self.weights or self.sha256):
             raise ValueError("a factory loads its own weights: leave out `weights` and `sha256`")
+        address = urlsplit(self.weights or "")
+        if address.scheme and ("@" in address.netloc or address.query):
+            # Run files, manifests and messages repeat the address.
+            raise ValueError(
+                "an address of weights may hold no user, password or signature: use s3://, or a public one"
+            )
         if self.model == "toy" and (self.weights or self.sha256):
             raise ValueError("the toy model has its own weights: leave out `weights` and `sha256`")
         return self

@@ -65,12 +65,16 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     """The settings that a run was made with, from its manifest; overrides may say where to run now.
 
     Raises:
-        ValueError: there is no run, or an override is wrong.
+        ValueError: there is no run, an override is wrong, or a model comes from a factory: a function is called only
+            if a run file names it, and a run folder may come from anybody.
     """
     manifest = run.manifest()
     if manifest is None:
         raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
-    return check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
+    config = check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
+    if config.clip.factory or config.sam.factory:
+        raise ValueError("a model of this run comes from a factory; say which run file names it: --config RUN_FILE")
+    return config
 
 
 def _failed_parts(run: Run, stage: str) -> dict[str, int]:

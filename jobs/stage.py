@@ -18,7 +18,6 @@ from cluster.progress import StageProgress
 from cluster.shards import Operator, map_shards
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
-TIMELINE_FILE = "timeline.json"
 
 
 class StageError(ValueError):
@@ -144,15 +143,8 @@ def run_sharded(
     if num_failures and not num_rows:
         raise StageError(f"stage {stage}: all {num_failures} images failed: {failure_summary(run, stage)}")
     receipt = finish_stage(run, started, parts, num_rows, num_failures)
-    add_timings(run, timings)
+    run.add_timeline(timings)
     return receipt
-
-
-def add_timings(run: Run, events: list[dict[str, Any]]) -> None:
-    """Adds to the run's `timeline.json` (Chrome's trace format, also for Perfetto) which node did which shard when."""
-    before = json.loads(run.folder.read(TIMELINE_FILE)) if run.folder.exists(TIMELINE_FILE) else []
-    lines = ",\n".join(json.dumps(event) for event in [*before, *events])
-    run.folder.write(TIMELINE_FILE, f"[\n{lines}\n]\n".encode())
 
 
 def failure_summary(run: Run, stage: str) -> str:
