@@ -70,15 +70,14 @@ def run(config: RunConfig, num_images: int) -> bool:
         num_images: how many images to send through the stages.
     """
     problems: list[str] = []
-    console = Console(markup=False, highlight=False, width=None if Console().is_terminal else LINE_WIDTH)
 
     def attempt(name: str, look: Callable[[], str]) -> bool:
         try:
-            console.print(f"ok   {name}: {look()}")
+            print(f"ok   {name}: {look()}", flush=True)
         except (ValueError, RuntimeError, OSError) as error:
             line = " ".join(str(error).split())
             problems.append(line)
-            console.print(f"NO   {name}: {line}")
+            print(f"NO   {name}: {line}", flush=True)
             return False
         return True
 
@@ -87,18 +86,19 @@ def run(config: RunConfig, num_images: int) -> bool:
     attempt("run folder", lambda: _check_folder(Folder(config.run)))
     for role, spec in (("clip", config.clip.spec()), ("sam", config.sam.spec())):
         attempt(role, lambda role=role, spec=spec: _check_model(role, spec))
-    if attempt("images", lambda: _list(config, sources)):
-        attempt("labels", lambda: _check_labels(config, vocabulary, sources))
+    if attempt("images", lambda: _list(config, sources)) and attempt(
+        "labels", lambda: _check_labels(config, vocabulary, sources)
+    ):
         attempt("pixels", lambda: _check_pixels(config, vocabulary, sources))
     if not problems:
         with session(config.cluster.address, config.cluster.num_cpus):
             attempt("machines", lambda: _describe_machines(config))
             if not problems:
-                stages = _measure(config, len(sources), num_images, console)
+                stages = _measure(config, len(sources), num_images)
                 attempt("space", lambda: _check_space(config, sum(stage.num_bytes for stage in stages)))
-                _show(config, stages, len(sources), console)
+                _show(config, stages, len(sources))
     for problem in problems:
-        console.print(f"this run can't succeed: {problem}")
+        print(f"this run can't succeed: {problem}")
     return not problems
 
 
@@ -211,12 +211,12 @@ def _check_space(config: RunConfig, num_bytes: float) -> str:
     return f"{needed}, {free / 2**30:.1f} GiB are free"
 
 
-def _measure(config: RunConfig, num_listed: int, num_images: int, console: Console) -> list[StagePlan]:
+def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StagePlan]:
     """Sends a few images through the stages, one to a shard, and scales what that took."""
     parent = Folder(config.run)
     is_new = parent.is_local and not Path(parent.url).exists()
     trial = Run(parent.child(f"_plan/{uuid.uuid4().hex}"))
-    console.print(f"     {num_images} images go through every stage, to be measured ...")
+    print(f"     {num_images} images go through every stage, to be measured ...", flush=True)
     small = _small(config, num_images, trial.folder.url)
     try:
         receipts = {
@@ -348,7 +348,7 @@ def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, b
     return times[-1]
 
 
-def _show(config: RunConfig, stages: list[StagePlan], num_images: int, console: Console) -> None:
+def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
     table = Table("stage", title="what it will take here, scaled from what was measured")
     for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part"):
         table.add_column(head, justify="right")
@@ -360,17 +360,15 @@ def _show(config: RunConfig, stages: list[StagePlan], num_images: int, console: 
     requests = sum(stage.num_requests for stage in stages)
     table.add_section()
     table.add_row("all", _figure(totals[0]), _figure(totals[1]), _figure(totals[2] / 2**30), f"{requests:,.0f}", "")
-    console.print(table)
+    Console(width=None if Console().is_terminal else LINE_WIDTH).print(table)
     shards = -(-num_images // config.shard_rows)
-    console.print(f"     {num_images} images in {shards} shards of {config.shard_rows} (`shard_rows`), a part each")
+    print(f"     {num_images} images in {shards} shards of {config.shard_rows} (`shard_rows`), a part each")
     largest = max(stage.part_mib or 0 for stage in stages)
     if shards > MANY_PARTS and largest < MIN_PART_MIB:
         fitting = round(config.shard_rows * MIN_PART_MIB / largest)
-        console.print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB")
+        print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB")
     if largest > MAX_PART_MIB:
-        console.print(
-            f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much"
-        )
+        print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
 
 
 def _figure(value: float) -> str:
