@@ -1,6 +1,6 @@
 """A run's memory: which stages are complete, which parts of them are written, what failed.
 
-<run>/manifest.json
+<run>/manifest.json, timeline.json
 <run>/<stage>/_inputs.json         what the stage's rows depend on; written before the first part
 <run>/<stage>/part-*.parquet       named by content: a task that runs twice writes the same bytes again
 <run>/<stage>/_receipt.json        written last: the stage is complete
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ from fmwsss_core.records import FAILURES
 INPUTS = "_inputs.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
+TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
+NUM_READERS = 16  # small files that are read at the same time
 
 
 class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
@@ -101,6 +104,27 @@ class Run:
             )
         return {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
 
+    def stages(self) -> dict[str, list[str]]:
+        """Every stage that was begun in this run, with the stages that it reads."""
+        found = {}
+        for name in self.folder.list():
+            stage, _, file = name.rpartition("/")
+            if file == INPUTS and stage:
+                found[stage] = sorted(json.loads(self.folder.read(name)).get("reads", {}))
+        return found
+
+    def count_rows(self, stage: str, parts: Sequence[str]) -> int:
+        """Rows in some parts of a stage; only their footers are read."""
+        folder = self.folder.child(stage)
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return sum(pool.map(folder.num_rows, parts))
+
+    def delete_parts(self, stage: str, parts: Sequence[str]) -> None:
+        """Delete some parts of a stage with their failures, so that they are done again."""
+        folder = self.folder.child(stage)
+        folder.delete([RECEIPT, *parts])
+        self.folder.child(FAILURES_FOLDER).child(stage).delete(parts)
+
     def receipt(self, stage: str) -> Receipt | None:
         """The receipt of a stage, or None while it is not complete."""
         stage_folder = self.folder.child(stage)
@@ -149,7 +173,17 @@ class Run:
         if stage:
             written = set(self.folder.child(stage).list("part-"))
             names = [name for name in names if name.removeprefix(f"{stage}/") in written]
-        return pa.concat_tables([FAILURES.empty_table(), *(folder.read_table(name) for name in names)])
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return pa.concat_tables([FAILURES.empty_table(), *pool.map(folder.read_table, names)])
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """When each operator had each shard, on which node and process: events of Chrome's trace format."""
+        return json.loads(self.folder.read(TIMELINE)) if self.folder.exists(TIMELINE) else []
+
+    def add_timeline(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Add events to `timeline.json`, which Chrome and Perfetto show."""
+        lines = ",\n".join(json.dumps(event) for event in [*self.timeline(), *events])
+        self.folder.write(TIMELINE, f"[\n{lines}\n]\n".encode())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the resolved configuration, versions and weights of the run."""

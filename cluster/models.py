@@ -6,13 +6,15 @@ Nothing in a weight file is executed: safetensors, or PyTorch's own format with 
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import importlib
 import os
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -140,12 +142,21 @@ def weights_file(spec: ModelSpec) -> Path:
         return path
     if not spec.sha256:
         raise ModelError(f"weights from a URL need `sha256`: {spec.weights}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fmwsss" / "weights"
-    path = cache / (spec.sha256 + Path(spec.weights).suffix)
+    cache = weights_cache()
+    path = cache / (spec.sha256.lower() + PurePosixPath(urlsplit(spec.weights).path).suffix)
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _fetch(spec.weights, path, spec.sha256)
+        # All replicas of a machine start at once; the first one fetches, the others wait for it.
+        with (cache.parent / f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                _fetch(spec.weights, path, spec.sha256)
     return path
+
+
+def weights_cache() -> Path:
+    """The folder on this machine that keeps fetched weights, by their sha256."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fmwsss" / "weights"
 
 
 def _fetch(url: str, path: Path, sha256: str) -> None:
@@ -154,12 +165,21 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
         with os.fdopen(handle, "wb") as target, fsspec.open(url, "rb") as source:
             while block := source.read(1 << 24):  # type: ignore[union-attr]
                 target.write(block)
-        _demand_sha256(Path(temporary), sha256, url)
+        _demand_sha256(Path(temporary), sha256, _shown(url))
         os.replace(temporary, path)
-    except OSError as error:
-        raise ModelError(f"weights could not be fetched from {url}: {type(error).__name__}") from None
+    except ModelError:
+        raise
+    except Exception as error:
+        # Whatever a client says may repeat what the address holds (a signature, a key): only its kind is told.
+        raise ModelError(f"weights could not be fetched from {_shown(url)}: {type(error).__name__}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _demand_sha256(path: Path, sha256: str, name: str) -> None:

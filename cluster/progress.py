@@ -1,8 +1,9 @@
-"""How far a stage is: a bar on a terminal, a plain line every few seconds in a log."""
+"""How far a stage is: a bar on a terminal, a plain line every few seconds in a log, figures for Prometheus."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -11,11 +12,29 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util import metrics
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 10.0
 POLL_EVERY_S = 0.5
+
+_shown: list[StageProgress] = []
+
+
+def running() -> dict[str, Any] | None:
+    """How far the stage that this process drives right now is, as JSON; None between stages."""
+    return _shown[-1].snapshot() if _shown else None
+
+
+@functools.cache
+def _measures() -> tuple[metrics.Gauge, metrics.Gauge, metrics.Counter]:
+    tags = ("stage",)
+    return (
+        metrics.Gauge("fmwsss_stage_done", "units of a stage that are finished", tags),
+        metrics.Gauge("fmwsss_stage_total", "units of a stage", tags),
+        metrics.Counter("fmwsss_failures", "images that failed in a stage", tags),
+    )
 
 
 class StageProgress:
@@ -50,13 +69,38 @@ class StageProgress:
         self.num_failures += num_failures
         if note:
             self._note = note
+        self._measure(num_failures)
         if self._bar:
             failed = f"{self.num_failures} failed " if self.num_failures else ""
             self._bar.update(self._task, completed=self.done, note=failed + self._note)
         elif self.done < self.total and time.monotonic() - self._last_line_s > LINE_EVERY_S:
             self._print_line()
 
+    def snapshot(self) -> dict[str, Any]:
+        """The counts of this moment."""
+        return {
+            "stage": self.stage,
+            "unit": self.unit,
+            "total": self.total,
+            "done": self.done,
+            "resumed": self._resumed,
+            "failed": self.num_failures,
+            "seconds": round(time.monotonic() - self._started_s, 1),
+            "note": self._note,
+        }
+
+    def _measure(self, num_failures: int) -> None:
+        if not ray.is_initialized():
+            return
+        done, total, failures = _measures()
+        done.set(self.done, {"stage": self.stage})
+        total.set(self.total, {"stage": self.stage})
+        if num_failures:
+            failures.inc(num_failures, {"stage": self.stage})
+
     def __enter__(self) -> StageProgress:
+        _shown.append(self)
+        self._measure(0)
         if self._bar:
             self._bar.start()
         elif self._resumed:
@@ -66,6 +110,7 @@ class StageProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _shown.remove(self)
         if self._bar:
             self._bar.stop()
         elif error is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +36,21 @@ class SamReplica:
         return map_rows(block, self._propose, SUPERPIXELS_PAYLOAD, self.stage)
 
     def _propose(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Batches are halved until they fit into the GPU, and stay so: the masks are the same in any batches."""
+        import torch
+
         from fmwsss_core.sam import propose
 
-        return superpixels_row(row["image_id"], propose(self.sam, pixels_of(row), self.settings))
+        pixels = pixels_of(row)
+        while True:
+            try:
+                return superpixels_row(row["image_id"], propose(self.sam, pixels, self.settings))
+            except torch.OutOfMemoryError:
+                if self.settings.points_per_batch == 1:
+                    raise
+            # Only here, without the exception: its frames hold what has to be freed.
+            torch.cuda.empty_cache()
+            self.settings = replace(self.settings, points_per_batch=self.settings.points_per_batch // 2)
 
 
 class ClipReplica:

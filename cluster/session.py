@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 
@@ -41,6 +43,9 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     # Tasks that die for want of memory would be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", "3")
     is_local = target == "local"
+    if is_local:
+        with contextlib.suppress(OSError):
+            _make_private_token()
     try:
         with _silent_stderr():
             ray.init(
@@ -58,6 +63,24 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def token_file() -> Path:
+    """Where the token lies that Ray's clients and nodes show each other."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _make_private_token() -> None:
+    """Ray would write its token with the rights that the umask leaves, which is mostly for everybody to read."""
+    path = token_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        contextlib.suppress(FileExistsError),
+        os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
+    ):
+        file.write(secrets.token_hex(32))
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,10 @@ The last operator writes its shard and gives back one row of counts; nothing els
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -12,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
+from ray.util import metrics
 
 from cluster.storage import StorageError
 
@@ -24,10 +30,12 @@ from cluster.storage import StorageError
 NUM_RETRIES = 3
 # Shards that may fail before the rest is given up: the others are still done, and the next start has only these left.
 NUM_TOLERATED = 3
-# Over an actor's whole life: enough for every shard that is tolerated to kill it.
-NUM_RESTARTS = (NUM_TOLERATED + 1) * (NUM_RETRIES + 1)
+# Over an actor's whole life: spot machines may vanish all day long; one that dies as it starts is not tried for ever.
+NUM_RESTARTS = 100
 # One shard waits at an actor while it works on another; more would share the fate of one that crashes it.
 NUM_SHARDS_IN_FLIGHT = 2
+# Travels with a block beside its rows: which operator had it, where, when and for how long; JSON in the first row.
+TIMINGS = "_timings"
 FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
 
 
@@ -60,6 +68,8 @@ def map_shards(
     operators: Sequence[Operator],
     on_done: Callable[[dict[str, Any]], None],
     no_progress_timeout_s: float = 1800,
+    stage: str = "",
+    on_timings: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> None:
     """Send shards through operators in parallel.
 
@@ -70,6 +80,8 @@ def map_shards(
         on_done: called here with that row as soon as the shard is done, in any order.
         no_progress_timeout_s: how long nothing at all may happen before that is an error (a shard that takes longer, or
             resources that never come).
+        stage: whose metrics they are.
+        on_timings: called here with each shard's times as events of Chrome's trace format, one for each operator.
 
     Raises:
         StorageError: a folder could not be read or written.
@@ -81,8 +93,11 @@ def map_shards(
     if not shards:
         return
     try:
-        with closing(_rows(shards, operators, no_progress_timeout_s)) as rows:
+        with closing(_rows(shards, operators, no_progress_timeout_s, stage)) as rows:
             for row in rows:
+                timings = json.loads(row.pop(TIMINGS))
+                if on_timings:
+                    on_timings(timings)
                 if "error_type" not in row:
                     left.remove(row["part"])
                     on_done(row)
@@ -114,7 +129,7 @@ def _line(parts: set[str], reason: str) -> str:
 
 
 def _rows(
-    shards: Sequence[Mapping[str, Any]], operators: Sequence[Operator], no_progress_timeout_s: float
+    shards: Sequence[Mapping[str, Any]], operators: Sequence[Operator], no_progress_timeout_s: float, stage: str
 ) -> Generator[dict[str, Any], None, None]:
     context = DataContext.get_current().copy()
     # A block is a shard, however large: Ray Data would cut it at 128 MB.
@@ -128,14 +143,14 @@ def _rows(
     with DataContext.current(context):
         dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
         for operator in operators:
-            dataset = _append(dataset, operator)
+            dataset = _append(dataset, operator, stage)
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
 
 
-def _append(dataset: ray.data.Dataset, operator: Operator) -> ray.data.Dataset:
-    arguments = {"function": operator.function, "arguments": dict(operator.arguments)}
+def _append(dataset: ray.data.Dataset, operator: Operator, stage: str) -> ray.data.Dataset:
+    arguments = {"function": operator.function, "arguments": dict(operator.arguments), "stage": stage}
     function: Callable[..., Any]
     if isinstance(operator.function, type):
         function = _Replica
@@ -158,38 +173,78 @@ def _append(dataset: ray.data.Dataset, operator: Operator) -> ray.data.Dataset:
     )
 
 
-def _call(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping[str, Any]) -> pa.Table:
+def _call(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping[str, Any], stage: str) -> pa.Table:
     """What a function returns, or, if it raises, a row that says so and passes through the operators after it.
 
     An exception would end the whole job, and Ray Data would log it at length and advise the user to report it to Ray.
     """
+    timings: list[dict[str, Any]] = []
+    if TIMINGS in block.schema.names:
+        timings = json.loads(block[TIMINGS][0].as_py())
+        block = block.drop_columns([TIMINGS])
+    part = block["part"][0].as_py()
+    started, begin_s = time.time(), time.perf_counter()
     if block.schema.equals(FAILED):
-        return block
-    try:
-        return function(block, **arguments)
-    except Exception as error:
-        return _failed(block, error)
+        result = block
+    else:
+        try:
+            result = function(block, **arguments)
+        except Exception as error:
+            result = _failed(part, error)
+    name = getattr(function, "__name__", type(function).__name__)
+    seconds = time.perf_counter() - begin_s
+    timings.append(_trace_event(stage, name, part, started, seconds))
+    num_rows, busy_s = _measures()
+    num_rows.inc(block.num_rows, {"stage": stage, "operator": name})
+    busy_s.inc(max(seconds, 1e-9), {"stage": stage, "operator": name})
+    told = pa.array([json.dumps(timings), *[None] * (result.num_rows - 1)], pa.string())
+    return result.append_column(TIMINGS, told)
 
 
 class _Replica:
     """The same for a class: neither its constructor nor its calls raise."""
 
-    def __init__(self, function: type, arguments: Mapping[str, Any]) -> None:
-        self.error: Exception | None = None
+    def __init__(self, function: type, arguments: Mapping[str, Any], stage: str) -> None:
+        self.stage = stage
+        self.instance: Callable[..., pa.Table]
         try:
             self.instance = function(**arguments)
         except Exception as error:
-            self.error = error
+            self.instance = functools.partial(_raise, error=error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if self.error is not None:
-            return _failed(block, self.error)
-        return _call(block, self.instance, {})
+        return _call(block, self.instance, {}, self.stage)
 
 
-def _failed(block: pa.Table, error: Exception) -> pa.Table:
+def _raise(block: pa.Table, error: Exception) -> pa.Table:
+    raise error
+
+
+@functools.cache
+def _measures() -> tuple[metrics.Counter, metrics.Counter]:
+    tags = ("stage", "operator")
+    return (
+        metrics.Counter("fmwsss_rows", "rows that went into an operator: images, or shards before the first", tags),
+        metrics.Counter("fmwsss_busy_seconds", "wall time inside of an operator", tags),
+    )
+
+
+def _trace_event(stage: str, name: str, part: str, started: float, seconds: float) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "cat": stage,
+        "name": name,
+        "pid": ray.get_runtime_context().get_node_id()[:8],
+        "tid": os.getpid(),
+        "ts": round(started * 1e6),
+        "dur": round(seconds * 1e6),
+        "args": {"part": part},
+    }
+
+
+def _failed(part: str, error: Exception) -> pa.Table:
     row = {
-        "part": block["part"][0].as_py(),
+        "part": part,
         "error_type": StorageError.__name__ if isinstance(error, StorageError) else type(error).__name__,
         "message": " ".join(str(error).split()),
         "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),

@@ -22,8 +22,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-NUM_TRIES = 6
-FIRST_WAIT_S = 0.5  # 15 s in all: an object store that restarts is waited for
+NUM_TRIES = 9
+NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
+# How long a store that is out of order (it restarts, it throttles) is waited for. The first wait is doubled each time.
+PATIENCE_S = float(os.environ.get("FMWSSS_PATIENCE_S", "120"))
+FIRST_WAIT_S = PATIENCE_S / (2 ** (NUM_TRIES - 1) - 1)
 TRANSIENT_ERRNOS = {
     errno.EBUSY,  # s3fs: SlowDown, 503, 409
     errno.EREMOTEIO,  # s3fs: 500
@@ -113,6 +116,24 @@ class Folder:
             names = self._patiently("list", self.url, find)
         return sorted(name for name in names if name.startswith(prefix) and not _is_temporary(name))
 
+    def probe(self) -> None:
+        """Ask whether the folder answers at all, with less patience than usual; it need not exist.
+
+        Raises:
+            StorageError: it doesn't: no such bucket, no credentials, no endpoint.
+        """
+
+        def look() -> None:
+            filesystem, path = self._open()
+            try:
+                filesystem.info(f"{path}/{uuid.uuid4().hex}")
+            except FileNotFoundError as error:
+                if _is_missing_bucket(error):
+                    raise
+
+        if not self.is_local:
+            self._patiently("reach", self.url, look, NUM_TRIES_AT_START)
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         path = self._at(name)
@@ -178,6 +199,17 @@ class Folder:
 
         return self._patiently("read", path, read)
 
+    def num_rows(self, name: str) -> int:
+        """How many rows a Parquet file has; only its footer travels."""
+        path = self._at(name)
+
+        def read() -> int:
+            filesystem, _ = self._open()
+            with filesystem.open(path, "rb", cache_type="none") as file:
+                return pq.read_metadata(file).num_rows
+
+        return self._patiently("read", path, read)
+
     def write_table(self, name: str, table: pa.Table | Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         """Write a table, or rows, as a Parquet file of this schema; the same rows give the same bytes."""
         given: Any = table  # pyarrow has no types that a checker could narrow by
@@ -225,9 +257,10 @@ class Folder:
         filesystem.retries = 1
         return filesystem, path.rstrip("/")
 
-    def _patiently(self, action: str, path: str, call: Callable[[], T]) -> T:
+    def _patiently(self, action: str, path: str, call: Callable[[], T], num_tries: int | None = None) -> T:
         """Call, NUM_TRIES times at most: after a transient error wait, twice as long each time, with jitter."""
-        for attempt in range(NUM_TRIES):
+        num_tries = num_tries or NUM_TRIES
+        for attempt in range(num_tries):
             try:
                 return call()
             except pa.ArrowInvalid as error:
@@ -235,10 +268,10 @@ class Folder:
             except StorageError:
                 raise
             except Exception as error:
-                if attempt + 1 < NUM_TRIES and _is_transient(error):
+                if attempt + 1 < num_tries and _is_transient(error):
                     time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
                     continue
-                reason = _reason(error)
+                reason = _reason(error, num_tries)
                 if reason is None:
                     raise
                 is_missing = isinstance(error, FileNotFoundError) and not _is_missing_bucket(error)
@@ -284,7 +317,7 @@ def _is_transient(error: BaseException) -> bool:
     return bool(names & TRANSIENT_NAMES) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
 
 
-def _reason(error: BaseException) -> str | None:
+def _reason(error: BaseException, num_tries: int) -> str | None:
     """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
@@ -300,11 +333,11 @@ def _reason(error: BaseException) -> str | None:
     if "EndpointConnectionError" in names or isinstance(error, ConnectionError):
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
         where = f" at {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
-        return f"no answer{where} after {NUM_TRIES} tries; check the network and AWS_ENDPOINT_URL"
+        return f"no answer{where} after {num_tries} tries; check the network and AWS_ENDPOINT_URL"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space is left there"
     if _is_transient(error):
-        return f"still failing after {NUM_TRIES} tries ({type(error).__name__}); try again later"
+        return f"still failing after {num_tries} tries ({type(error).__name__}); try again later"
     if isinstance(error, OSError):
         return os.strerror(error.errno).lower() if error.errno else type(error).__name__
     return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import typer
@@ -27,10 +29,38 @@ From = Annotated[
 ]
 
 
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="STEP", help="run this step alone; may be repeated")]
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="a run folder or its URL")]
+
+
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, restart_from: From = None) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, restart_from: From = None, only: Only = None) -> None:
     """Run every step that is not complete yet, print the table, write the report."""
-    _execute(config, overrides, None, restart_from)
+    _execute(config, overrides, only or None, restart_from)
+
+
+@app.command()
+def failures(
+    run: RunUrl,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="only this stage, such as seeds/fine")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="try the images again, and go on with the run")] = False,
+    config: Annotated[str | None, typer.Option(help="with --retry: a run file, instead of the run's manifest")] = None,
+) -> None:
+    """Show the images that failed, and why; with --retry do them, and what depends on them, again."""
+    with _told_in_lines():
+        from cluster.ledger import Run
+        from cluster.storage import Folder
+        from jobs.failures import config_of, show
+
+        ledger = Run(Folder(run))
+        show(ledger, stage)
+        if retry:
+            from jobs import pipeline
+
+            where = [f"run={run}", *(overrides or [])]
+            settings = load_config(config, where) if config else config_of(ledger, overrides)
+            pipeline.run(settings, retry=stage or True)
 
 
 @app.command()
@@ -75,21 +105,75 @@ def preview(config: ConfigPath, overrides: Overrides = None) -> None:
     _execute(config, overrides, ["preview"])
 
 
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, help="how many images to measure with")] = 4,
+) -> None:
+    """Check whether a run can succeed and tell what it will take; exit code 1 if it can't."""
+    with _told_in_lines():
+        settings = load_config(config, overrides)
+        from jobs.plan import run
+
+        if not run(settings, images):
+            sys.exit(1)
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="a cluster to look at; left out, the one around, or this machine")
+    ] = None,
+) -> None:
+    """Tell what this machine or cluster has and lacks; exit code 1 if it lacks something that a run needs."""
+    with _told_in_lines():
+        from jobs.doctor import run
+
+        if not run(address):
+            sys.exit(1)
+
+
+@app.command()
+def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """Show how far a run is, from any machine that sees its folder."""
+    with _told_in_lines():
+        import json
+
+        from cluster.ledger import Run
+        from cluster.storage import Folder
+        from jobs.status import gather, show
+
+        state = gather(Run(Folder(run)))
+        if as_json:
+            print(json.dumps(state, indent=2))
+        else:
+            show(state)
+
+
 def run_step(command: str) -> None:
     """The command line of `python -m jobs.<module>`: that of `fmwsss <command>`."""
     app([command, *sys.argv[1:]], prog_name="fmwsss")
 
 
 def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, restart_from: str | None = None) -> None:
-    """Loads the run file and runs; a mistake that a user can put right is one line and exit code 2."""
-    try:
+    """Loads the run file and runs."""
+    with _told_in_lines():
         config = load_config(path, overrides)
         # Only now: a typing mistake should not cost the import of Ray and torch.
         from jobs import pipeline
 
-        if restart_from is not None and restart_from not in pipeline.STEPS:
-            raise ValueError(f"--from {restart_from}: steps are {', '.join(pipeline.STEPS)}")
+        for option, step in [("--from", restart_from), *(("--only", step) for step in steps or [])]:
+            if step is not None and step not in pipeline.STEPS:
+                raise ValueError(f"{option} {step}: steps are {', '.join(pipeline.STEPS)}")
         pipeline.run(config, steps, restart_from)
+
+
+@contextlib.contextmanager
+def _told_in_lines() -> Iterator[None]:
+    """A mistake that a user can put right is a line and exit code 2; an interrupt is 130."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

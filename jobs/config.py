@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cluster.models import ModelSpec
 from fmwsss_core.vocabulary import Vocabulary, custom_vocabulary, vocabulary_named
@@ -24,6 +25,19 @@ class Section(BaseModel):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _percent(value: Any) -> Any:
+    """`1 %` as the share that it is; anything else as it came."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        try:
+            return float(value.rstrip().removesuffix("%")) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Percentage = Annotated[Share, BeforeValidator(_percent)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -77,6 +91,12 @@ class ModelSection(Section):
             raise ValueError("give either `model` or `factory`")
         if self.factory and (self.weights or self.sha256):
             raise ValueError("a factory loads its own weights: leave out `weights` and `sha256`")
+        address = urlsplit(self.weights or "")
+        if address.scheme and ("@" in address.netloc or address.query):
+            # Run files, manifests and messages repeat the address.
+            raise ValueError(
+                "an address of weights may hold no user, password or signature: use s3://, or a public one"
+            )
         if self.model == "toy" and (self.weights or self.sha256):
             raise ValueError("the toy model has its own weights: leave out `weights` and `sha256`")
         return self
@@ -195,6 +215,7 @@ class RunConfig(Section):
     sam: ModelSection
     shard_rows: Count = 32
     random_seed: Annotated[int, Field(ge=0)] = 0
+    max_failures: Percentage = 1.0  # of the images of a stage, as a share or `1 %`; more end the run
     limits: ImageLimits = ImageLimits()
     propose: ProposeSection = ProposeSection()
     learn: LearnStages
@@ -222,6 +243,11 @@ def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"no run file at {path}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    return check_config(raw, overrides, path)
+
+
+def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
+    """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings")
     for override in overrides or []:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.decoder import decoder
 from cluster.ledger import Run
 from cluster.rows import map_rows, start_rows
-from fmwsss_core.images import decode_rgb
 from fmwsss_core.records import DECODED_PAYLOAD, IMAGES
 
 ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
@@ -24,6 +24,6 @@ def decode_shard(block: pa.Table, run: Run, stage: str) -> pa.Table:
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
     # The limits were checked when the image came in.
-    pixels = decode_rgb(row["image"], max_pixels=2**62)
+    pixels = decoder().rgb(row["image"], max_pixels=2**62)
     height_px, width_px = pixels.shape[:2]
     return {"height_px": height_px, "width_px": width_px, "classes": row["classes"], "pixels": pixels.tobytes()}

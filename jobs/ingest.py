@@ -16,11 +16,12 @@ import ray
 from jaxtyping import UInt8
 from PIL import Image
 
+from cluster.decoder import decoder
 from cluster.ledger import Receipt, Run, part_index, part_name
 from cluster.rows import summary
 from cluster.shards import Operator
 from cluster.storage import FileError, StorageError, read_url
-from fmwsss_core.images import ImageError, decode_label_png, decode_rgb, encode_label_png
+from fmwsss_core.images import ImageError, encode_label_png
 from fmwsss_core.records import IMAGES, failure_row
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import ImageLimits, RunConfig
@@ -61,7 +62,7 @@ def run(config: RunConfig, run: Run) -> Receipt:
         "vocabulary": vocabulary,
         "limits": config.limits,
     }
-    return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)])
+    return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)], config.max_failures)
 
 
 def ingest_shard(
@@ -97,10 +98,9 @@ def image_row(source: Mapping[str, Any], vocabulary: Vocabulary, limits: ImageLi
         data, truth, names = _toy(int(source["image_url"].removeprefix(TOY_SCHEME)))
     else:
         data = read_url(source["image_url"], limits.max_bytes)
-        truth = decode_label_png(read_url(source["truth_url"], limits.max_bytes)) if source["truth_url"] else None
+        truth = decoder().labels(read_url(source["truth_url"], limits.max_bytes)) if source["truth_url"] else None
         names = source["classes"]
-    pixels = decode_rgb(data, limits.max_pixels)
-    height_px, width_px = pixels.shape[:2]
+    height_px, width_px = decoder().size(data, limits.max_pixels)
     indices = _truth_indices(truth, (height_px, width_px), vocabulary) if truth is not None else []
     if names is None:
         if source["annotation_url"]:

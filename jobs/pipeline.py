@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.ledger import Run
+from cluster.lock import hold
 from cluster.models import check
+from cluster.progress import running
 from cluster.session import session
 from cluster.storage import Folder
-from jobs import evaluate, ingest, learn, preview, propose, seed
+from jobs import evaluate, failures, ingest, learn, preview, propose, seed
 from jobs.config import RunConfig
 from jobs.stage import versions
 from jobs.table import print_table
@@ -27,28 +29,37 @@ STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
 }
 
 
-def run(config: RunConfig, steps: list[str] | None = None, restart_from: str | None = None) -> None:
+def run(
+    config: RunConfig, steps: list[str] | None = None, restart_from: str | None = None, retry: bool | str = False
+) -> None:
     """Runs some steps, or all of them; what is complete is not done again.
 
     Args:
         config: the run file.
         steps: names among STEPS; None means all.
         restart_from: first a step whose outputs, and those of all steps after it, are deleted.
+        retry: first forget the failures of all stages, or of the one named, so that those images are tried again.
 
     Raises:
-        ValueError: anything that a user can put right, in one line.
+        ValueError, RuntimeError: anything that a user can put right, in one line.
     """
     ledger = Run(Folder(config.run))
+    ledger.folder.probe()
     models = {"clip": check(config.clip.spec(), "clip"), "sam": check(config.sam.spec(), "sam")}
-    if restart_from is not None:
-        names = list(STEPS)
-        for name in reversed(names[names.index(restart_from) :]):
-            ledger.reset(STEPS[name][0])
-    settings = config.model_dump(mode="json", exclude={"cluster"})
-    ledger.write_manifest({"config": settings, "models": models, "versions": versions()})
-    chosen = list(STEPS) if steps is None else steps
-    with session(config.cluster.address, config.cluster.num_cpus):
-        results = {name: STEPS[name][1](config, ledger) for name in chosen}
+    with hold(ledger.folder, running):
+        if retry:
+            again = failures.forget(ledger, retry if isinstance(retry, str) else None)
+            print(f"tried again: {', '.join(f'{count} of {name}' for name, count in again.items()) or 'nothing'}")
+        if restart_from is not None:
+            names = list(STEPS)
+            for name in reversed(names[names.index(restart_from) :]):
+                ledger.reset(STEPS[name][0])
+        settings = config.model_dump(mode="json", exclude={"cluster"})
+        stages = {name: stage for name, (stage, _) in STEPS.items()}
+        ledger.write_manifest({"config": settings, "models": models, "steps": stages, "versions": versions()})
+        chosen = list(STEPS) if steps is None else steps
+        with session(config.cluster.address, config.cluster.num_cpus):
+            results = {name: STEPS[name][1](config, ledger) for name in STEPS if name in chosen}
     if "evaluate" in results:
         print_table(results["evaluate"])
     if "preview" in results:

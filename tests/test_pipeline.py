@@ -18,7 +18,7 @@ from cluster.storage import Folder
 from fmwsss_core.toy.world import draw_scene
 from jobs import pipeline
 from jobs.config import load_config
-from tests.pictures import png
+from tests.pictures import CRASHING, crashing_decoder, png
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -41,7 +41,7 @@ def fmwsss(run: str, *more: str) -> subprocess.CompletedProcess[str]:
 def outputs(run: str) -> dict[str, bytes]:
     """Every file of a run that must be the same wherever and however it was made."""
     folder = Folder(run)
-    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html")
+    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
     return {name: folder.read(name) for name in folder.list() if not name.endswith(told_apart)}
 
 
@@ -157,8 +157,9 @@ def test_bad_images_are_rows_and_the_others_come_through(tmp_path: Path) -> None
     (folder / "text.jpg").write_text("<script>alert(1)</script>")
     (folder / "cut.png").write_bytes(png(draw_scene(9).image)[:900])
     (folder / "unlabelled.png").write_bytes(png(draw_scene(10).image))
+    (folder / "crashing.png").write_bytes(png(draw_scene(12).image) + CRASHING)
     (folder / "odd.png").write_bytes(png(draw_scene(11).image))
-    labels += ["text,boat", "cut,boat", "odd,<b>spaceship</b>", "../escape,boat"]
+    labels += ["text,boat", "cut,boat", "crashing,boat", "odd,<b>spaceship</b>", "../escape,boat"]
     (tmp_path / "labels.csv").write_text("\n".join(labels))
     run = tmp_path / "run"
     dataset = f"dataset={{kind: folder, images: {folder}, labels: {tmp_path / 'labels.csv'}}}"
@@ -167,14 +168,16 @@ def test_bad_images_are_rows_and_the_others_come_through(tmp_path: Path) -> None
     result = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", dataset, *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": f"{crashing_decoder(tmp_path)}:{ROOT}"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     failures = {row["image_id"]: row["message"] for row in Run(Folder(str(run))).failures().to_pylist()}
-    assert failures.keys() == {"text", "cut", "unlabelled", "odd", "../escape"}
+    assert failures.keys() == {"text", "cut", "unlabelled", "odd", "../escape", "crashing"}
+    assert failures["crashing"] == "the image crashes the process that decodes it (signal 11)"
     assert sorted(path.stem for path in (run / "seeds" / "fine" / "png").iterdir()) == [f"good-{i}" for i in range(5)]
     metrics = json.loads((run / "reports" / "metrics.json").read_text())
     assert metrics["truth"] is False
-    assert {(row["miou"], row["images"], row["failures"]) for row in metrics["rows"]} == {(None, 5, 5)}
+    assert {(row["miou"], row["images"], row["failures"]) for row in metrics["rows"]} == {(None, 5, 6)}
     page = (run / "reports" / "index.html").read_text()
     assert "&lt;b&gt;spaceship" in page
     assert "<b>spaceship" not in page

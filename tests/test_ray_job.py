@@ -15,7 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
+
+from jobs.config import load_config
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -112,3 +115,27 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     assert "GPU" not in config["available_node_types"]["head"]["resources"]
     assert config["available_node_types"]["gpu_worker"]["min_workers"] == 0
     assert all("RAY_AUTH_MODE=token" in line for line in config["worker_start_ray_commands"][1:])
+
+
+def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
+    """It was also held against the operator's own schema (KubeRay of 2026-08: no error, no unknown field)."""
+    job = yaml.safe_load((ROOT / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    python, flag, module, run_file, *overrides = spec["entrypoint"].split()
+    assert (python, flag, module) == ("python", "-m", "jobs.pipeline")
+    config = load_config(str(ROOT / run_file), overrides)
+    assert config.run.startswith("s3://")
+    assert config.cluster.gpus_per_replica == 1
+    assert spec["backoffLimit"] > 0
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert cluster["rayVersion"] == ray.__version__
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"] is True
+    head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-gpus"] == "0"
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    containers = [group["template"]["spec"]["containers"][0] for group in (head, workers)]
+    assert len({container["image"] for container in containers}) == 1
+    assert all(container["envFrom"] == [{"secretRef": {"name": "fmwsss-s3"}}] for container in containers)
+    assert [container["resources"]["limits"].get("nvidia.com/gpu") for container in containers] == [None, "1"]

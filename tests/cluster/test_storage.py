@@ -271,7 +271,7 @@ def test_what_does_not_pass_is_tried_a_bounded_number_of_times(moody: type[Moody
 
 def test_an_endpoint_without_a_server_is_named(moody: type[Moody], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(StorageError, match=r"no answer at 127\.0\.0\.1:1 after 6 tries; check .*AWS_ENDPOINT_URL"):
+    with pytest.raises(StorageError, match=r"no answer at 127\.0\.0\.1:1 after 9 tries; check .*AWS_ENDPOINT_URL"):
         Folder("s3://bucket").list()
 
 

@@ -20,6 +20,7 @@ from fmwsss_core.vocabulary import VOC12, custom_vocabulary
 from jobs import ingest
 from jobs.config import ImageLimits, RunConfig, load_config
 from jobs.datasets import DatasetError
+from jobs.failures import forget
 from jobs.stage import StageError
 from tests.fmwsss_core.test_images import png_header
 from tests.pictures import encoded, png
@@ -207,3 +208,29 @@ def test_a_store_that_refuses_is_no_fault_of_the_images(tmp_path: Path) -> None:
     vocabulary = custom_vocabulary(["cat"])
     with pytest.raises(StorageError, match="the bucket does not exist"):
         ingest.image_row(source, vocabulary, ImageLimits())
+
+
+def test_too_many_failures_end_the_stage_early_and_can_be_tried_again(tmp_path: Path) -> None:
+    jpeg = encoded(Image.fromarray(noise()), "JPEG")
+    images = {f"image{index}__jpg": jpeg if index % 2 else jpeg[:200] for index in range(40)}
+    labels = {f"image{index}": "cat" for index in range(40)}
+    write_dataset(tmp_path, {**labels, "ghost": "cat"}, **images)
+    run = Run(Folder(str(tmp_path / "run")))
+    config = folder_config(run, tmp_path, "max_failures=10 %", "shard_rows=2")
+    with pytest.raises(StageError, match=r"^stage images: \d+ of 41 images failed, max_failures allows 4: ") as caught:
+        ingest.run(config, run)
+    assert "ImageError (such as image" in str(caught.value)
+    assert "the image is cut off" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert run.receipt("images") is None
+    written = run.folder.child("images").list("part-")
+    assert len(written) < 21, "the stage went on to its end"
+    # Where it stands it stays, until the cause is put right.
+    with pytest.raises(StageError, match="max_failures allows 4"):
+        ingest.run(config, run)
+    for name in images:
+        (tmp_path / "images" / name.replace("__", ".")).write_bytes(jpeg)
+    forget(run)
+    receipt = ingest.run(config, run)
+    assert (receipt.num_rows, receipt.num_failures) == (40, 1)
+    assert run.failures()["image_id"].to_pylist() == ["ghost"]

@@ -1,0 +1,119 @@
+"""Random faults in random moments of runs of the toy world on three nodes: `python -m benchmarks.chaos --minutes 5`.
+
+Every run must end with the rows and the bytes of one that nobody disturbed. Runs write to S3 (a real server, with a
+proxy in front that can be out of order) and to a local folder in turn. A driver that is killed, or gives up, is started
+again, as a person or `backoffLimit` would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.table import show, write_json
+from cluster.storage import Folder
+from tests.faults import ThreeNodes, end, outputs, rows, start_run
+from tests.proxy import Proxy, proxy_to
+from tests.s3 import serve_s3
+
+FAULTS = ("replica", "node", "driver", "store_503", "store_reset")
+STEPS = ("ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation", "seed-fine")
+PAUSE_S = (3.0, 15.0)  # between two faults; a run that is hit without a pause would never end
+OUT_OF_ORDER_S = (1.0, 5.0)
+MAX_STARTS = 30
+ONLY = [word for step in STEPS for word in ("--only", step)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5, help="no new run is begun after this time")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of faults and moments")
+    parser.add_argument("--json", help="write the figures to this file")
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
+    found: Counter[str] = Counter(runs=0, lost=0, twice=0, different=0, gave_up=0)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        with serve_s3(folder) as url, proxy_to(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+            patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            nodes = ThreeNodes()
+            try:
+                undisturbed = str(folder / "undisturbed")
+                process = start_run(undisturbed, nodes.address, folder / "log", *ONLY)
+                if process.wait():
+                    raise SystemExit(f"the run that nobody disturbed failed:\n{(folder / 'log').read_text()}")
+                expected_rows, expected_bytes = rows(undisturbed), outputs(undisturbed)
+                deadline = time.monotonic() + 60 * arguments.minutes
+                while time.monotonic() < deadline:
+                    number = found["runs"]
+                    run = f"{url}/run-{number}" if number % 2 == 0 else str(folder / f"run-{number}")
+                    found["gave_up"] += disturb(run, nodes, proxy, chance, folder / "log", faults)
+                    compare(run, expected_rows, expected_bytes, found)
+                    found["runs"] += 1
+                    Folder(run).delete_all()
+            finally:
+                nodes.shutdown()
+    show([{**found, **faults}], f"random faults, seed {arguments.seed}")
+    result = {"runs": found["runs"], "faults": dict(faults)}
+    write_json(arguments.json, {**result, **{key: found[key] for key in ("lost", "twice", "different")}})
+
+
+def disturb(run: str, nodes: ThreeNodes, proxy: Proxy, chance: random.Random, log: Path, faults: Counter[str]) -> int:
+    """One run from its start to its end, however often its driver has to be started; returns how often it gave up."""
+    gave_up = 0
+    for _ in range(MAX_STARTS):
+        process = start_run(run, nodes.address, log, *ONLY)
+        while process.poll() is None:
+            try:
+                process.wait(chance.uniform(*PAUSE_S))
+            except subprocess.TimeoutExpired:
+                fault = chance.choice([fault for fault in FAULTS if run.startswith("s3://") or "store" not in fault])
+                faults[fault] += inject(fault, process, nodes, proxy, chance)
+        if process.returncode == 0:
+            return gave_up
+        gave_up += process.returncode > 0
+    raise SystemExit(f"a run was started {MAX_STARTS} times and did not end:\n{log.read_text()[-4000:]}")
+
+
+def inject(
+    fault: str, process: subprocess.Popen[bytes], nodes: ThreeNodes, proxy: Proxy, chance: random.Random
+) -> bool:
+    """Lets something happen; whether it did (there may be no replica to kill, or no request to refuse)."""
+    if fault == "node":
+        nodes.kill_node(chance.randrange(2))
+    elif fault == "replica":
+        return nodes.kill_replica(chance) is not None
+    elif fault == "driver":
+        end(process)
+    else:
+        before = proxy.num_refused
+        proxy.mood = "503" if fault == "store_503" else "reset"
+        time.sleep(chance.uniform(*OUT_OF_ORDER_S))
+        proxy.mood = None
+        return proxy.num_refused > before
+    return True
+
+
+def compare(
+    run: str, expected_rows: dict[str, list[str]], expected_bytes: dict[str, bytes], found: Counter[str]
+) -> None:
+    """Adds what a run has lost, has twice, or has in other bytes."""
+    mine, files = rows(run), outputs(run)
+    for stage, expected in expected_rows.items():
+        ids = Counter(mine.get(stage, []))
+        found["lost"] += len(set(expected) - ids.keys())
+        found["twice"] += sum(count - 1 for count in ids.values())
+    found["different"] += sum(files.get(name) != expected_bytes.get(name) for name in files.keys() | expected_bytes)
+
+
+if __name__ == "__main__":
+    main()

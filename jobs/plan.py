@@ -1,0 +1,375 @@
+"""`fmwsss plan RUN_FILE`: whether a run can succeed, and what it will take, before it is begun.
+
+A few images go through the real stages, in a folder inside the run's own that is deleted afterwards; everything that is
+printed about time and bytes was measured on them, on the machines that are there now.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import statistics
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from cluster.ledger import Run
+from cluster.models import ModelSpec, check
+from cluster.resources import plan_replicas
+from cluster.session import session
+from cluster.storage import Folder
+from fmwsss_core.vocabulary import Vocabulary
+from jobs import ingest, learn, propose, seed
+from jobs.batches import batches_per_epoch
+from jobs.config import LearnSection, RunConfig
+from jobs.datasets import Source, sources_of
+
+NUM_DECODED = 64  # images that are read and decoded
+NUM_EXAMPLES = 5  # of what is wrong, that are named
+MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
+MANY_PARTS = 1000
+LINE_WIDTH = 140  # of a log or a pipe
+REPLICAS = {"superpixels": "SamReplica", "seeds/coarse": "ClipReplica", "seeds/fine": "ClipReplica"}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will take.
+
+    Attributes:
+        stage: its folder in the run.
+        hours: wall time.
+        gpu_hours: of all replicas together.
+        num_bytes: that it writes.
+        num_requests: PUT, GET, LIST and DELETE.
+        part_mib: size of one of its parts; None where it has no parts.
+    """
+
+    stage: str
+    hours: float
+    gpu_hours: float
+    num_bytes: float
+    num_requests: float
+    part_mib: float | None
+
+
+def run(config: RunConfig, num_images: int) -> bool:
+    """Checks and measures; prints what it finds, and returns whether the run can succeed.
+
+    Args:
+        config: the run file.
+        num_images: how many images to send through the stages.
+    """
+    problems: list[str] = []
+
+    def attempt(name: str, look: Callable[[], str]) -> bool:
+        try:
+            print(f"ok   {name}: {look()}", flush=True)
+        except (ValueError, RuntimeError, OSError) as error:
+            line = " ".join(str(error).split())
+            problems.append(line)
+            print(f"NO   {name}: {line}", flush=True)
+            return False
+        return True
+
+    vocabulary = config.resolve_vocabulary()
+    sources: list[Source] = []
+    attempt("run folder", lambda: _check_folder(Folder(config.run)))
+    for role, spec in (("clip", config.clip.spec()), ("sam", config.sam.spec())):
+        attempt(role, lambda role=role, spec=spec: _check_model(role, spec))
+    if attempt("images", lambda: _list(config, sources)) and attempt(
+        "labels", lambda: _check_labels(config, vocabulary, sources)
+    ):
+        attempt("pixels", lambda: _check_pixels(config, vocabulary, sources))
+    if not problems:
+        with session(config.cluster.address, config.cluster.num_cpus):
+            attempt("machines", lambda: _describe_machines(config))
+            if not problems:
+                stages = _measure(config, len(sources), num_images)
+                attempt("space", lambda: _check_space(config, sum(stage.num_bytes for stage in stages)))
+                _show(config, stages, len(sources))
+    for problem in problems:
+        print(f"this run can't succeed: {problem}")
+    return not problems
+
+
+def _check_folder(folder: Folder) -> str:
+    folder.probe()
+    is_new = folder.is_local and not Path(folder.url).exists()
+    name = f"_plan/{uuid.uuid4().hex}"
+    began_s = time.monotonic()
+    folder.write(name, b"a run was planned here")
+    if folder.read(name) != b"a run was planned here" or name not in folder.list("_plan/"):
+        raise ValueError(f"{folder.url} does not give back what was written")
+    folder.delete([name])
+    milliseconds = 1000 * (time.monotonic() - began_s) / 4
+    _remove_empty(folder, is_new)
+    return f"{folder.url} can be written, listed, read and deleted ({milliseconds:.0f} ms a request)"
+
+
+def _remove_empty(folder: Folder, is_new: bool) -> None:
+    if folder.is_local:
+        shutil.rmtree(Path(folder.url, "_plan"), ignore_errors=True)
+        if is_new and not folder.list():
+            shutil.rmtree(folder.url, ignore_errors=True)
+
+
+def _check_model(role: Any, spec: ModelSpec) -> str:
+    about = check(spec, role)
+    name = spec.factory or spec.model
+    weights = f", weights {spec.weights}" if spec.weights else ""
+    return f"{name}{weights}{', sha256 ' + about['sha256'] if about.get('sha256') else ''}"
+
+
+def _list(config: RunConfig, sources: list[Source]) -> str:
+    sources += sources_of(config.dataset)
+    problems = Counter(source.problem for source in sources if source.problem)
+    few = "".join(f"; {count}: {problem}" for problem, count in problems.most_common(NUM_EXAMPLES))
+    _demand_few(config, sum(problems.values()), len(sources), f"can't be used{few}")
+    return f"{len(sources)}, of which {sum(problems.values())} can't be used{few}"
+
+
+def _check_labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
+    unknown: Counter[str] = Counter()
+    bad, used = 0, set()
+    labelled = [source for source in sources if source.classes and not source.problem]
+    for source in labelled:
+        names = [name for name in source.classes or () if name not in vocabulary.classes]
+        used.update(set(source.classes or ()) - set(names))
+        unknown.update(names)
+        bad += bool(names)
+    if not labelled:
+        return "in annotations or masks; read with the images"
+    strange = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(NUM_EXAMPLES))
+    _demand_few(config, bad, len(sources), f"have labels that the vocabulary has not: {strange}")
+    unused = [name for name in vocabulary.classes if name not in used]
+    told = f"{len(used)} of {len(vocabulary.classes)} classes occur"
+    told += f" (never: {', '.join(unused[:NUM_EXAMPLES])}{', ...' if len(unused) > NUM_EXAMPLES else ''})" * bool(
+        unused
+    )
+    return told + (f"; {bad} images have others: {strange}" if bad else "")
+
+
+def _check_pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
+    usable = [source for source in sources if not source.problem]
+    sample = random.Random(config.random_seed).sample(usable, min(NUM_DECODED, len(usable)))
+
+    def look(source: Source) -> dict[str, Any] | str:
+        try:
+            return ingest.image_row(source.__dict__, vocabulary, config.limits)
+        except ValueError as error:
+            return f"{source.image_id}: {error}"
+
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(look, sample))
+    good = [row for row in rows if isinstance(row, dict)]
+    bad = [row for row in rows if isinstance(row, str)]
+    few = "; ".join(bad[:NUM_EXAMPLES])
+    if not good:
+        raise ValueError(f"of {len(sample)} images that were read none can be used: {few}")
+    _demand_few(config, len(bad), len(sample), f"of a sample can't be used: {few}")
+    kib = statistics.mean(len(row["image"]) for row in good) / 1024
+    sides = sorted(row["height_px"] * row["width_px"] for row in good)
+    size = f"{kib:.0f} KiB and {sides[len(sides) // 2] / 1e6:.2f} Mpx an image"
+    return f"{len(good)} of {len(sample)} of a sample can be decoded, {size}{'; ' + few if few else ''}"
+
+
+def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> None:
+    if num_bad and (num_bad == num_all or num_bad > config.max_failures * num_all):
+        raise ValueError(f"{num_bad} of {num_all} images {what} (max_failures: {100 * config.max_failures:g} %)")
+
+
+def _describe_machines(config: RunConfig) -> str:
+    cluster = config.cluster
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads)
+    have, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    return (
+        f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, "
+        f"{have.get('object_store_memory', 0) / 2**30:.1f} GiB of object store; "
+        f"{replicas.num_replicas} replicas with {replicas.num_gpus:g} GPU each"
+    )
+
+
+def _check_space(config: RunConfig, num_bytes: float) -> str:
+    folder = Folder(config.run)
+    needed = f"{num_bytes / 2**30:.2f} GiB will be written"
+    if not folder.is_local:
+        return needed
+    place = next(path for path in [Path(folder.url), *Path(folder.url).parents] if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise ValueError(f"{needed}, and {folder.url} has {free / 2**30:.2f} GiB left")
+    return f"{needed}, {free / 2**30:.1f} GiB are free"
+
+
+def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StagePlan]:
+    """Sends a few images through the stages, one to a shard, and scales what that took."""
+    parent = Folder(config.run)
+    is_new = parent.is_local and not Path(parent.url).exists()
+    trial = Run(parent.child(f"_plan/{uuid.uuid4().hex}"))
+    print(f"     {num_images} images go through every stage, to be measured ...", flush=True)
+    small = _small(config, num_images, trial.folder.url)
+    try:
+        receipts = {
+            "images": ingest.run(small, trial),
+            "superpixels": propose.run(small, trial),
+            "prompts/classification": learn.run(small, trial, "classification"),
+            "seeds/coarse": seed.run(small, trial, "coarse"),
+            "prompts/segmentation": learn.run(small, trial, "segmentation"),
+            "seeds/fine": seed.run(small, trial, "fine"),
+        }
+        events = trial.timeline()
+        plans = []
+        for stage, receipt in receipts.items():
+            if stage.startswith("prompts/"):
+                plans.append(_plan_learning(config, stage, num_listed))
+                continue
+            sizes = [len(trial.folder.child(stage).read(part)) for part in receipt.parts]
+            pngs = trial.folder.child(stage).list("png/")
+            png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
+            seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
+            plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
+        return plans
+    finally:
+        trial.folder.delete_all()
+        _remove_empty(parent, is_new)
+
+
+def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
+    data = config.dataset
+    limit = "num_images" if data.kind == "toy" else "max_images"
+    num_images = min(num_images, getattr(data, limit) or num_images)
+    learning = {
+        name: getattr(config.learn, name).model_copy(update={"epochs": 0.001})
+        for name in ("classification", "segmentation")
+    }
+    changes = {
+        "run": url,
+        "shard_rows": 1,
+        "max_failures": 1.0,
+        "dataset": data.model_copy(update={limit: num_images}),
+        "learn": config.learn.model_copy(update=learning),
+    }
+    return config.model_copy(update=changes)
+
+
+def _seconds_an_image(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Median busy time of each operator; the first image of a process warms it up and only counts if it is alone."""
+    times: dict[str, dict[Any, list[tuple[int, float]]]] = {}
+    for event in events:
+        process = (event["pid"], event["tid"])
+        times.setdefault(event["name"], {}).setdefault(process, []).append((event["ts"], event["dur"] / 1e6))
+    return {
+        name: statistics.median(
+            seconds for each in processes.values() for _, seconds in (sorted(each)[1:] if len(each) > 1 else each)
+        )
+        for name, processes in times.items()
+    }
+
+
+def _plan_stage(
+    config: RunConfig, stage: str, num_images: int, seconds: Mapping[str, float], row_bytes: float, png_bytes: float
+) -> StagePlan:
+    cluster = config.cluster
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads)
+    replica = seconds.get(REPLICAS.get(stage, ""), 0.0)
+    helpers = sum(seconds.values()) - replica
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    if replicas.num_gpus:
+        # CPUs work ahead of the GPUs: what is slower decides.
+        wall = num_images * max(replica / replicas.num_replicas, helpers / cpus)
+    else:
+        wall = num_images * max(replica / replicas.num_replicas, (replica * replicas.num_threads + helpers) / cpus)
+    shards = -(-num_images // config.shard_rows)
+    per_image = {"images": 2 + 2 * (config.dataset.kind != "toy")}.get(stage, 0) + (1 if png_bytes else 0)
+    per_shard = {"images": 2, "superpixels": 6}.get(stage, 8)
+    return StagePlan(
+        stage=stage,
+        hours=wall / 3600,
+        gpu_hours=wall / 3600 * replicas.num_replicas * replicas.num_gpus if replica else 0.0,
+        num_bytes=num_images * (row_bytes + png_bytes),
+        num_requests=num_images * per_image + shards * per_shard,
+        part_mib=config.shard_rows * row_bytes / 2**20,
+    )
+
+
+def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
+    section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= config.cluster.train_workers else 0.0
+    share = -(-section.batch_size // config.cluster.train_workers)
+    work = ray.remote(_time_step).options(num_cpus=0.5, num_gpus=gpus)
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, share, config.cluster.num_threads)
+    step_s: float = ray.get(work.remote(*arguments))
+    num_steps = max(1, round(section.epochs * batches_per_epoch(num_images, section.batch_size)))
+    hours = num_steps * step_s / 3600
+    checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
+    reads = 5 * -(-num_images // config.shard_rows) * max(1.0, section.epochs)
+    return StagePlan(stage, hours, hours * gpus * config.cluster.train_workers, 0.0, checkpoints + reads, None)
+
+
+def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch: int, num_threads: int) -> float:
+    """Seconds of one step of learning, forward and backward, over one worker's share of a batch."""
+    import torch
+
+    from cluster.models import load_clip
+    from cluster.replicas import use_threads
+    from fmwsss_core.learning import prompt_loss
+    from fmwsss_core.prompts import PromptLearner
+
+    use_threads(num_threads)
+    clip = load_clip(spec)
+    learner = PromptLearner(
+        clip, vocabulary, context=section.context, name_position=section.name_position,
+        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
+        num_backgrounds=section.num_backgrounds, seed=0,
+    ).to(clip.device)  # fmt: skip
+    side = section.augment.crop_px
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=clip.device)
+    present = torch.zeros(batch, len(vocabulary.classes), dtype=torch.bool, device=clip.device)
+    present[:, 0] = True
+    labels = torch.ones(batch, side, side, dtype=torch.uint8, device=clip.device) if section.cam_loss_weight else None
+    times = []
+    for _ in range(2):
+        began_s = time.perf_counter()
+        loss = prompt_loss(clip, learner, images, present, labels)
+        (loss.contrastive + section.cam_loss_weight * loss.cam).backward()
+        if clip.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began_s)
+    return times[-1]
+
+
+def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
+    table = Table("stage", title="what it will take here, scaled from what was measured")
+    for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part"):
+        table.add_column(head, justify="right")
+    for stage in stages:
+        part = f"{stage.part_mib:.2f}" if stage.part_mib is not None else ""
+        table.add_row(stage.stage, *(_figure(value) for value in (stage.hours, stage.gpu_hours)),
+                      _figure(stage.num_bytes / 2**30), f"{stage.num_requests:,.0f}", part)  # fmt: skip
+    totals = [sum(getattr(stage, key) for stage in stages) for key in ("hours", "gpu_hours", "num_bytes")]
+    requests = sum(stage.num_requests for stage in stages)
+    table.add_section()
+    table.add_row("all", _figure(totals[0]), _figure(totals[1]), _figure(totals[2] / 2**30), f"{requests:,.0f}", "")
+    Console(width=None if Console().is_terminal else LINE_WIDTH).print(table)
+    shards = -(-num_images // config.shard_rows)
+    print(f"     {num_images} images in {shards} shards of {config.shard_rows} (`shard_rows`), a part each")
+    largest = max(stage.part_mib or 0 for stage in stages)
+    if shards > MANY_PARTS and largest < MIN_PART_MIB:
+        fitting = round(config.shard_rows * MIN_PART_MIB / largest)
+        print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB")
+    if largest > MAX_PART_MIB:
+        print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value else "0"

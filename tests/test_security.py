@@ -1,0 +1,118 @@
+"""Nothing of a dataset, a checkpoint or a run is executed; a local Ray is for its owner alone.
+
+More of it stands with what it belongs to: pickles as SAM's weights in cluster/test_models.py, YAML in
+jobs/test_config.py, limits of images in fmwsss_core/test_images.py, ids as paths in jobs/test_datasets.py and
+cluster/test_storage.py, HTML in test_pipeline.py, tokens of `ray up` and of jobs in test_ray_job.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.ledger import Run
+from cluster.models import ModelError, ModelSpec, load_clip
+from cluster.storage import Folder
+from fmwsss_core.prompts import PromptLearner
+from fmwsss_core.vocabulary import custom_vocabulary
+from jobs.config import ConfigError, load_config
+from jobs.failures import config_of
+from jobs.learn import CHECKPOINT_FILE, _restore
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+
+
+class Harm:
+    """Writes a file if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, (f"open({str(self.path)!r}, 'w')",)
+
+
+def test_code_in_weights_of_clip_is_not_executed(tmp_path: Path) -> None:
+    torch.save({"state_dict": Harm(tmp_path / "harmed")}, tmp_path / "w.pt")
+    with pytest.raises((ModelError, pickle.UnpicklingError)):
+        load_clip(ModelSpec(model="ViT-B-16", weights=str(tmp_path / "w.pt")))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_code_in_a_run_is_not_executed(tmp_path: Path) -> None:
+    clip = load_clip(ModelSpec(model="toy"))
+    harm = pickle.dumps(Harm(tmp_path / "harmed"))
+    with pytest.raises(ValueError):
+        PromptLearner.from_bytes(clip, custom_vocabulary(["cat"]), harm)
+    torch.save(Harm(tmp_path / "harmed"), tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(pickle.UnpicklingError):
+        _restore(Folder(str(tmp_path)), None, None)  # type: ignore[arg-type] - never reached
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_factory_in_a_manifest_is_not_called(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO, ["clip={factory: 'fmwsss_core.toy.models:toy_clip'}"])
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"})})
+    with pytest.raises(ValueError, match="say which run file names it: --config RUN_FILE"):
+        config_of(run, None)
+
+
+def test_no_module_of_ours_unpickles_or_evaluates() -> None:
+    forbidden = {"eval", "exec", "pickle", "dill", "joblib", "shelve", "marshal"}
+    for package in ("fmwsss_core", "cluster", "jobs"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                    assert not modules & forbidden, f"{path} imports {modules & forbidden}"
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    assert called not in forbidden, f"{path}:{node.lineno} calls {called}"
+                    words = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                    assert called != "torch.load" or words.get("weights_only") == "True", f"{path}:{node.lineno}"
+                    assert called not in ("yaml.load", "yaml.unsafe_load"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://user:secret@host/w.pth", "https://host/w.pth?X-Amz-Signature=secret", "s3://key:secret@b/w.pth"],
+)
+def test_addresses_with_secrets_are_refused_without_repeating_them(address: str) -> None:
+    with pytest.raises(ConfigError, match="may hold no user, password or signature") as caught:
+        load_config(DEMO, [f"sam={{model: vit_b, sha256: ab, weights: '{address}'}}"])
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.timeout(300)
+def test_a_local_ray_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """The token is private from its first moment on, and who has it not is turned away."""
+    code = """
+import os, subprocess, sys
+from cluster.session import session, token_file
+import ray
+with session(num_cpus=1):
+    print(oct(token_file().stat().st_mode & 0o777))
+    address = ray.get_runtime_context().gcs_address
+    stranger = {**os.environ, "HOME": sys.argv[1], "RAY_AUTH_TOKEN": "b" * 64}
+    result = subprocess.run([sys.executable, "-c", f"import ray; ray.init('{address}'); print('entered')"],
+                            env=stranger, capture_output=True, text=True, timeout=120)
+    print("entered" in result.stdout, "uthenticat" in result.stderr or "token" in result.stderr.lower())
+"""
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "stranger").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"HOME": str(tmp_path / "owner"), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        ["sh", "-c", 'umask 022; exec "$@"', "sh", sys.executable, "-c", code, str(tmp_path / "stranger")],
+        env=environment, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert result.stdout.split()[:3] == ["0o600", "False", "True"], result.stderr
