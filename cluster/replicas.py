@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,19 +10,17 @@ import pyarrow as pa
 from cluster.models import ModelSpec, load_clip, load_sam
 from cluster.rows import map_rows
 from cluster.storage import Folder
-from fmwsss_core.records import MAPS_PAYLOAD, SUPERPIXELS, maps_to_bytes, superpixels_row
+from fmwsss_core.records import DETECTIONS_PAYLOAD, MAPS_PAYLOAD, detections_row, maps_to_bytes
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-    from fmwsss_core.sam import ProposalSettings
+    from fmwsss_core.proposals import ProposalSettings
     from fmwsss_core.vocabulary import Vocabulary
-
-SUPERPIXELS_PAYLOAD = [field for field in SUPERPIXELS if field.name != "image_id"]
 
 
 class SamReplica:
-    """A SAM that stays in memory and turns decoded images into superpixels."""
+    """A SAM that stays in memory and turns decoded images into masks, as bits; what follows needs no GPU."""
 
     def __init__(self, spec: ModelSpec, settings: ProposalSettings, stage: str, num_threads: int) -> None:
         use_threads(num_threads)
@@ -32,25 +29,13 @@ class SamReplica:
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """DECODED_PAYLOAD rows in, SUPERPIXELS_PAYLOAD rows out."""
-        return map_rows(block, self._propose, SUPERPIXELS_PAYLOAD, self.stage)
+        """DECODED_PAYLOAD rows in, DETECTIONS_PAYLOAD rows out."""
+        return map_rows(block, self._detect, DETECTIONS_PAYLOAD, self.stage)
 
-    def _propose(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Batches are halved until they fit into the GPU, and stay so: the masks are the same in any batches."""
-        import torch
+    def _detect(self, row: dict[str, Any]) -> dict[str, Any]:
+        from fmwsss_core.sam import detect
 
-        from fmwsss_core.sam import propose
-
-        pixels = pixels_of(row)
-        while True:
-            try:
-                return superpixels_row(row["image_id"], propose(self.sam, pixels, self.settings))
-            except torch.OutOfMemoryError:
-                if self.settings.points_per_batch == 1:
-                    raise
-            # Only here, without the exception: its frames hold what has to be freed.
-            torch.cuda.empty_cache()
-            self.settings = replace(self.settings, points_per_batch=self.settings.points_per_batch // 2)
+        return detections_row(detect(self.sam, pixels_of(row), self.settings))
 
 
 class ClipReplica:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from fmwsss_core.proposals import Detections
 from fmwsss_core.superpixels import Superpixels
 
 IMAGES = pa.schema(
@@ -82,6 +83,38 @@ MAPS_PAYLOAD = [
     SEEDS.field(name)
     for name in ("height_px", "width_px", "classes", "grid_height", "grid_width", "cam", "refined_cam")
 ]
+
+
+# SAM's masks of an image before they are run-length encoded (`proposals.Detections`).
+DETECTIONS_PAYLOAD = [
+    pa.field("height_px", pa.int32()),
+    pa.field("width_px", pa.int32()),
+    pa.field("crop_boxes", pa.list_(pa.list_(pa.int32()))),
+    pa.field("crop", pa.list_(pa.int16())),
+    SUPERPIXELS.field("level"),
+    SUPERPIXELS.field("predicted_iou"),
+    SUPERPIXELS.field("stability"),
+    pa.field("bits", pa.list_(pa.binary())),
+]
+
+
+def detections_row(detections: Detections) -> dict[str, Any]:
+    """The row of DETECTIONS_PAYLOAD that holds the masks of one image."""
+    return {**vars(detections), "crop_boxes": [list(box) for box in detections.crop_boxes]}
+
+
+def detections_from_row(row: Mapping[str, Any]) -> Detections:
+    """The masks of a row of DETECTIONS_PAYLOAD."""
+    return Detections(
+        height_px=row["height_px"],
+        width_px=row["width_px"],
+        crop_boxes=tuple((box[0], box[1], box[2], box[3]) for box in row["crop_boxes"]),
+        crop=np.asarray(row["crop"], dtype=np.int16),
+        level=np.asarray(row["level"], dtype=np.int8),
+        predicted_iou=np.asarray(row["predicted_iou"], dtype=np.float32),
+        stability=np.asarray(row["stability"], dtype=np.float32),
+        bits=tuple(row["bits"]),
+    )
 
 
 def superpixels_row(image_id: str, superpixels: Superpixels) -> dict[str, Any]:

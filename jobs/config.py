@@ -117,7 +117,8 @@ class ProposeSection(Section):
     """SAM's automatic masks with the three changes (method M5.1); the values are those of `ProposalSettings`."""
 
     points_per_side: Count = 32
-    points_per_batch: Count = 64
+    points_per_batch: Count | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     predicted_iou_threshold: Share = 0.86
     stability_threshold: Share = 0.92
     stability_offset: Annotated[float, Field(gt=0)] = 1.0
@@ -127,6 +128,7 @@ class ProposeSection(Section):
     min_region_area_px: Annotated[int, Field(ge=0)] = 100
     whole_bonus: float = 0.1
     whole_priority: float = 1.0
+    compat: bool = False
     occupation_threshold: Share | None = 0.3
 
 

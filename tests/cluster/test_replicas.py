@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -30,21 +29,6 @@ def block_of(*seeds: int) -> pa.Table:
     return start_rows("part-00000.parquet", rows, DECODED_PAYLOAD)
 
 
-def small_memory(replica: SamReplica, num_points: int) -> list[int]:
-    """Lets the decoder take this many points at once; more are PyTorch's own error. Returns what it was asked for."""
-    real, asked = replica.sam.mask_decoder.forward, []
-
-    def forward(**arguments: Any) -> Any:
-        count = arguments["sparse_prompt_embeddings"].shape[0]
-        asked.append(count)
-        if count > num_points:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(**arguments)
-
-    replica.sam.mask_decoder.forward = forward
-    return asked
-
-
 @pytest.fixture
 def replica() -> Iterator[SamReplica]:
     before = torch.get_num_threads()
@@ -52,18 +36,16 @@ def replica() -> Iterator[SamReplica]:
     torch.set_num_threads(before)
 
 
-def test_batches_are_halved_until_they_fit_and_the_masks_stay_the_same(replica: SamReplica) -> None:
-    expected = replica(block_of(1, 2))
-    assert expected["failure"].null_count == 2
-    asked = small_memory(replica, 5)
-    assert replica(block_of(1, 2)).equals(expected)
-    assert asked[:3] == [16, 8, 4]
-    assert set(asked[3:]) == {4}, "a batch that did not fit was tried again"
-    assert replica.settings.points_per_batch == 4
+def test_an_image_that_does_not_fit_is_a_failure_and_the_next_one_is_tried(replica: SamReplica) -> None:
+    real, asked = replica.sam.image_encoder.forward, []
 
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        asked.append(pixels)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(pixels)
 
-def test_an_image_that_fits_in_no_batch_is_a_failure(replica: SamReplica) -> None:
-    small_memory(replica, 0)
-    (failure,) = replica(block_of(1))["failure"].to_pylist()
-    assert failure["error_type"] == "OutOfMemoryError"
-    assert replica.settings.points_per_batch == 1
+    replica.sam.image_encoder.forward = forward
+    first, second = replica(block_of(1, 2))["failure"].to_pylist()
+    assert first["error_type"] == "OutOfMemoryError"
+    assert second is None

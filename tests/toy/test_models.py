@@ -9,7 +9,8 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.prompts import handmade_embeddings
-from fmwsss_core.sam import ProposalSettings, propose
+from fmwsss_core.proposals import ProposalSettings
+from fmwsss_core.sam import propose
 from fmwsss_core.toy.models import WEIGHTS, toy_clip, toy_sam
 from fmwsss_core.toy.train import FIRST_TRAINING_SEED
 from fmwsss_core.toy.world import TOY, Scene, draw_scene
