@@ -103,7 +103,7 @@ def check(spec: ModelSpec, role: Literal["clip", "sam"]) -> dict[str, str | None
     about: dict[str, str | None] = {"model": spec.model, "factory": spec.factory, "weights": spec.weights}
     try:
         if spec.factory:
-            _find_factory(spec.factory)
+            find_factory(spec.factory)
         elif spec.model != "toy":
             if spec.model not in _known_models(role):
                 near = difflib.get_close_matches(str(spec.model), _known_models(role), n=3)
@@ -231,7 +231,7 @@ def _registered_sam(spec: ModelSpec) -> nn.Module:
 
     sam = sam_model_registry[str(spec.model)]()
     try:
-        sam.load_state_dict(_load_state(weights_file(spec)))
+        sam.load_state_dict(load_state(weights_file(spec)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise ModelError(f"sam.weights {spec.weights} do not fit sam.model {spec.model!r}: {reason}") from None
@@ -245,7 +245,8 @@ def _is_tag(spec: ModelSpec) -> bool:
     return spec.weights in open_clip.list_pretrained_tags_by_model(str(spec.model))
 
 
-def _load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: safetensors, or PyTorch's own format without any code in it."""
     import torch
     from safetensors.torch import load_file
 
@@ -258,7 +259,8 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} could not be read as a checkpoint of weights: {reason}") from None
 
 
-def _find_factory(factory: str) -> Any:
+def find_factory(factory: str) -> Any:
+    """The function that `package.module:function` names."""
     module_name, _, function_name = factory.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -276,7 +278,7 @@ def _find_factory(factory: str) -> Any:
 def _call_factory(factory: str) -> nn.Module:
     import torch
 
-    factory_function = _find_factory(factory)
+    factory_function = find_factory(factory)
     # A factory may leave weights that are never used as they were initialised: the same ones in every process.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
+from scipy import ndimage
 
 IGNORE = 255
+BOUNDARY_SHARE = 0.02  # width of a boundary, as a share of the image's diagonal
 
 
 def confusion_matrix(
@@ -48,3 +50,46 @@ def mean_iou(confusion: Int64[np.ndarray, "classes classes+1"]) -> float:
     """Mean of `iou_per_class` over the classes in the ground truth, background included; nan if there is none."""
     ious = iou_per_class(confusion)
     return float(np.mean(ious[~np.isnan(ious)])) if np.any(~np.isnan(ious)) else float("nan")
+
+
+def pixel_accuracy(confusion: Int64[np.ndarray, "classes classes+1"]) -> float:
+    """The share of judged pixels whose class is right; nan if there are none."""
+    total = confusion.sum()
+    return float(np.trace(confusion[:, :-1]) / total) if total else float("nan")
+
+
+def boundary_counts(
+    labels: UInt8[np.ndarray, "height width"], truth: UInt8[np.ndarray, "height width"], num_classes: int
+) -> Int64[np.ndarray, "{num_classes} 3"]:
+    """What Boundary IoU (Cheng et al. 2021) is made of: pixels in both boundaries, in the true, in the predicted one.
+
+    The boundary of a class is what erosion by a 3 x 3 square, BOUNDARY_SHARE of the diagonal deep, takes away from its
+    mask; beyond the image there is nothing. Pixels whose truth is 255 are taken out of both masks first. Counts of
+    several images add up.
+
+    Args:
+        labels: predicted classes, 255 = none.
+        truth: true classes, 255 = ignored.
+        num_classes: background included.
+    """
+    depth_px = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
+    judged = truth != IGNORE
+    counts = np.zeros((num_classes, 3), dtype=np.int64)
+    for index in np.union1d(labels, truth).tolist():
+        if index < num_classes:
+            true = _boundary(truth == index, depth_px)
+            predicted = _boundary((labels == index) & judged, depth_px)
+            counts[index] = (true & predicted).sum(), true.sum(), predicted.sum()
+    return counts
+
+
+def boundary_iou(counts: Int64[np.ndarray, "classes 3"]) -> float:
+    """Mean over the classes in the truth of the boundaries' intersection over union; nan if there is none."""
+    both, true, predicted = counts[counts[:, 1] > 0].T
+    return float(np.mean(both / (true + predicted - both))) if len(both) else float("nan")
+
+
+def _boundary(mask: Bool[np.ndarray, "height width"], depth_px: int) -> Bool[np.ndarray, "height width"]:
+    # Erosion by squares takes away what is no farther from the outside than their number, by the greater of both axes.
+    depth = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
+    return mask & (depth <= depth_px)

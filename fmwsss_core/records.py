@@ -61,6 +61,35 @@ SEEDS = pa.schema(
     ]
 )
 
+PREDICTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("labels", pa.binary()),  # palette PNG of class indices
+        ("classes", pa.list_(pa.string())),  # predicted somewhere in the image, without the background
+        ("mean_confidence", pa.float32()),  # mean over pixels of the winning class's probability
+        ("grid_height", pa.int32()),
+        ("grid_width", pa.int32()),
+        ("probabilities", pa.binary()),  # see maps_to_bytes: (background, classes) x grid_height x grid_width
+    ]
+)
+
+REFINED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("labels", pa.binary()),
+        ("classes", pa.list_(pa.string())),
+        ("confidence", pa.binary()),  # grey PNG, 0..255
+        ("mean_confidence", pa.float32()),
+        ("coverage", pa.float32()),
+        ("superpixel_class", pa.list_(pa.int16())),
+        ("scores", pa.list_(pa.float32())),  # superpixels x (background, classes), row-major
+    ]
+)
+
 FAILURES = pa.schema(
     [
         ("image_id", pa.string()),

@@ -94,6 +94,35 @@ def seed(
 
 
 @app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train the segmenter of the run file on the seeds."""
+    _execute(config, overrides, ["train"])
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder (path or URL), or its run file")],
+    images: Annotated[str, typer.Option(help="folder of images, a path or an s3:// URL")],
+    overrides: Overrides = None,
+    truth: Annotated[str | None, typer.Option(help="folder of label PNGs named by id, to judge by")] = None,
+    name: Annotated[str, typer.Option(help="of the folder in RUN/predictions/")] = "new",
+) -> None:
+    """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
+    with _told_in_lines():
+        if run.endswith((".yaml", ".yml")):
+            settings = load_config(run, overrides)
+        else:
+            from cluster.ledger import Run
+            from cluster.storage import Folder
+            from jobs.failures import config_of
+
+            settings = config_of(Run(Folder(run)), overrides)
+        from jobs import pipeline
+
+        print(f"predictions: {pipeline.predict_new(settings, images, truth, name)}")
+
+
+@app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Judge maps and seeds, print the table, write reports/metrics.json."""
     _execute(config, overrides, ["evaluate"])

@@ -69,6 +69,16 @@ class FolderData(Section):
     max_images: Count | None = None
 
 
+class UnlabelledData(Section):
+    """A folder of images without labels, for a segmenter to predict; truth is a folder of label PNGs named by id."""
+
+    kind: Literal["unlabelled"]
+    images: str
+    truth: str | None = None
+    split: str = "all"
+    max_images: Count | None = None
+
+
 class VocabularySection(Section):
     """Classes of one's own."""
 
@@ -189,6 +199,64 @@ class SeedStages(Section):
     confidence: bool = True
 
 
+class SegmenterSection(Section):
+    """The second stage: a segmenter trained on the seeds (method M7). Leave the section out and none is trained."""
+
+    network: Literal["mask2former", "deeplabv3plus"] = "mask2former"
+    engine: Literal["ray", "detectron2"] | None = None  # null: detectron2 where it is installed, else ray
+    backbone: dict[str, Any] = {"model_type": "swin"}  # of a Mask2Former: a backbone's configuration in transformers
+    options: dict[str, Any] = {}  # settings of transformers' Mask2FormerConfig
+    resnet: str = "resnet101"  # of a DeepLabV3+
+    weights: str | None = None  # to begin with: of the whole network, or of its backbone
+    factory: str | None = None
+    rounds: Annotated[int, Field(ge=1, le=5)] = 1  # of training and, between them, making better seeds by refinement
+
+    iterations: Count = 80_000
+    batch_size: Count = 16
+    micro_batches: Count = 1  # in how many pieces each worker's share goes through the network
+    precision: Literal["float32", "bfloat16"] | None = None  # null: bfloat16 on a GPU, float32 on a CPU
+    crop_px: Count = 512
+    short_side_px: Count = 512
+    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    category_cap: Share = 0.75
+    distort: bool = True
+    flip: bool = True
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    backbone_multiplier: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] | None = 0.01
+    power: Annotated[float, Field(ge=0)] = 0.9
+    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    confidence_weights: bool = False  # weigh each pixel's loss by its seed's confidence
+
+    preview_every: Count = 1000  # iterations between pictures of predictions in TensorBoard
+    validation: Annotated[ToyData | VocData | FolderData | UnlabelledData, Field(discriminator="kind")] | None = None
+    validate_every: Count | None = None  # iterations; needs truth. Only `keep: best` lets it decide anything
+    keep: Literal["last", "best"] = "last"
+
+    @model_validator(mode="after")
+    def _best_of_what(self) -> SegmenterSection:
+        if self.keep == "best" and not (self.validation and self.validate_every):
+            raise ValueError("`keep: best` needs `validation` with truth, and `validate_every`")
+        if self.validate_every and not self.validation:
+            raise ValueError("`validate_every` needs `validation`: images with truth")
+        if self.factory and self.weights:
+            raise ValueError("a factory loads its own weights: leave out `weights`")
+        return self
+
+
+class PredictSection(Section):
+    """What a trained segmenter says of images, and its refinement (method M5.3)."""
+
+    scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
+    flip: bool = False
+    refine: Literal["sams"] | None = "sams"
+    alpha: Annotated[float, Field(gt=0)] = 3.0
+    png: bool = True
+
+
 class PreviewSection(Section):
     """The report a person looks at."""
 
@@ -222,6 +290,8 @@ class RunConfig(Section):
     propose: ProposeSection = ProposeSection()
     learn: LearnStages
     seeds: SeedStages
+    segmenter: SegmenterSection | None = None
+    predict: PredictSection = PredictSection()
     preview: PreviewSection = PreviewSection()
     cluster: ClusterSection = ClusterSection()
 
@@ -285,7 +355,7 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
 
 def _sentence(raw: Any, mistake: Any) -> str:
     """One mistake of pydantic's list as one sentence that names the key as it stands in the file."""
-    path = [part for part in mistake["loc"] if part not in ("toy", "voc", "folder", "VocabularySection")]
+    path = [part for part in mistake["loc"] if part not in ("toy", "voc", "folder", "unlabelled", "VocabularySection")]
     key = ".".join(str(part) for part in path) or "the run file"
     if mistake["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1], raw), n=1)

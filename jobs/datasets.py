@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import Folder, read_url
-from jobs.config import FolderData, ToyData, VocData
+from jobs.config import FolderData, ToyData, UnlabelledData, VocData
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 EXTENSIONS = {"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"}
@@ -62,7 +62,7 @@ SOURCES = pa.schema(
 )
 
 
-def sources_of(data: ToyData | VocData | FolderData) -> list[Source]:
+def sources_of(data: ToyData | VocData | FolderData | UnlabelledData) -> list[Source]:
     """The images of the dataset of a run file, each id once without a problem, in a fixed order.
 
     Raises:
@@ -71,9 +71,12 @@ def sources_of(data: ToyData | VocData | FolderData) -> list[Source]:
     """
     if data.kind == "toy":
         return draw_toy(data.num_images, data.first_seed)
-    sources = (
-        read_voc(data.root, data.split) if data.kind == "voc" else read_folder(data.images, data.labels, data.truth)
-    )
+    if data.kind == "voc":
+        sources = read_voc(data.root, data.split)
+    elif data.kind == "unlabelled":
+        sources = list_images(data.images, data.truth)
+    else:
+        sources = read_folder(data.images, data.labels, data.truth)
     return sources[: data.max_images]
 
 
@@ -155,6 +158,21 @@ def read_folder(images_url: str, labels_url: str, truth_url: str | None = None) 
                 problem = f"has the same id as {by_stem[_stem(file)]}: {file} is left out"
             sources.append(Source(_stem(file), _url(images, file) or "", (), problem=problem))
     return _checked(sources, labels_url)
+
+
+def list_images(images_url: str, truth_url: str | None = None) -> list[Source]:
+    """A folder of images, and perhaps one of label PNGs named by id; there are no labels, and none are needed."""
+    images = Folder(images_url)
+    files = [name for name in images.list() if _extension(name) in EXTENSIONS and "/" not in name]
+    if not files:
+        raise DatasetError(f"there are no images in {images.url}")
+    truth = Folder(truth_url) if truth_url else None
+    masks = _stems(truth, {"png"}) if truth else {}
+    sources = [
+        Source(_stem(name), f"{images.url}/{name}", (), _url(truth, masks.get(_stem(name))) if truth else None)
+        for name in files
+    ]
+    return _checked(sources, images.url)
 
 
 def _checked(sources: Sequence[Source], where: str) -> list[Source]:

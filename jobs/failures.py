@@ -72,8 +72,11 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     if manifest is None:
         raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
     config = check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
-    if config.clip.factory or config.sam.factory:
-        raise ValueError("a model of this run comes from a factory; say which run file names it: --config RUN_FILE")
+    factories = (config.clip.factory, config.sam.factory, config.segmenter and config.segmenter.factory)
+    if any(factories):
+        raise ValueError(
+            "a model of this run comes from a factory; say which run file names it: --config RUN_FILE (predict: RUN_FILE for RUN)"
+        )
     return config
 
 

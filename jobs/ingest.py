@@ -61,12 +61,19 @@ def run(config: RunConfig, run: Run) -> Receipt:
         "shard_rows": config.shard_rows,
         "vocabulary": vocabulary,
         "limits": config.limits,
+        "needs_labels": config.dataset.kind != "unlabelled",
     }
     return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)], config.max_failures)
 
 
 def ingest_shard(
-    block: pa.Table, run: Run, sources: ray.ObjectRef, shard_rows: int, vocabulary: Vocabulary, limits: ImageLimits
+    block: pa.Table,
+    run: Run,
+    sources: ray.ObjectRef,
+    shard_rows: int,
+    vocabulary: Vocabulary,
+    limits: ImageLimits,
+    needs_labels: bool,
 ) -> pa.Table:
     """A block that names one part in, that part and its failures written, its counts out."""
     part = block["part"][0].as_py()
@@ -74,7 +81,7 @@ def ingest_shard(
     failures: list[dict[str, Any]] = []
     for source in ray.get(sources).slice(part_index(part) * shard_rows, shard_rows).to_pylist():
         try:
-            rows.append(image_row(source, vocabulary, limits))
+            rows.append(image_row(source, vocabulary, limits, needs_labels))
         except StorageError as error:
             # A file that is not there is a fault of this image; a store that does not answer is not.
             if not isinstance(error, FileError):
@@ -86,8 +93,10 @@ def ingest_shard(
     return summary(part, len(rows), len(failures))
 
 
-def image_row(source: Mapping[str, Any], vocabulary: Vocabulary, limits: ImageLimits) -> dict[str, Any]:
-    """The row of IMAGES for one row of SOURCES.
+def image_row(
+    source: Mapping[str, Any], vocabulary: Vocabulary, limits: ImageLimits, needs_labels: bool = True
+) -> dict[str, Any]:
+    """The row of IMAGES for one row of SOURCES; without labels only where none are needed.
 
     Raises:
         ValueError: the image, its labels or its truth can't be used; one sentence.
@@ -107,7 +116,7 @@ def image_row(source: Mapping[str, Any], vocabulary: Vocabulary, limits: ImageLi
             names = _annotated(read_url(source["annotation_url"], limits.max_bytes))
         else:
             names = [vocabulary.classes[index - 1] for index in indices]
-    if not names:
+    if needs_labels and not names:
         raise DatasetError("has no labels")
     return {
         "image_id": source["image_id"],

@@ -11,8 +11,8 @@ from cluster.models import check
 from cluster.progress import running
 from cluster.session import session
 from cluster.storage import Folder
-from jobs import evaluate, failures, ingest, learn, preview, propose, seed
-from jobs.config import RunConfig
+from jobs import evaluate, failures, ingest, learn, predict, preview, propose, seed, train
+from jobs.config import RunConfig, UnlabelledData
 from jobs.stage import versions
 from jobs.table import print_table
 
@@ -24,6 +24,9 @@ STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
     "seed-coarse": ("seeds/coarse", lambda config, run: seed.run(config, run, "coarse")),
     "learn-segmentation": ("prompts/segmentation", lambda config, run: learn.run(config, run, "segmentation")),
     "seed-fine": ("seeds/fine", lambda config, run: seed.run(config, run, "fine")),
+    # These two do nothing unless the run file has a section `segmenter`.
+    "train": ("segmenter", train.run),
+    "predict": ("predictions", predict.run),
     "evaluate": ("reports", evaluate.run),
     "preview": ("reports", preview.run),
 }
@@ -64,6 +67,23 @@ def run(
         print_table(results["evaluate"])
     if "preview" in results:
         print(f"report: {results['preview']}")
+
+
+def predict_new(config: RunConfig, images: str, truth: str | None, name: str) -> str:
+    """Predicts a folder of images with the run's segmenter; returns the folder of what was predicted.
+
+    Raises:
+        ValueError: anything that a user can put right, in one line.
+    """
+    ledger = Run(Folder(config.run))
+    dataset = UnlabelledData(kind="unlabelled", images=images, truth=truth, split=name)
+    own = predict.predictions_run(ledger, name)
+    own.folder.probe()
+    with hold(own.folder, running), session(config.cluster.address, config.cluster.num_cpus):
+        metrics = predict.predict_dataset(config, ledger, dataset, name)
+    if metrics["truth"]:
+        print_table(metrics)
+    return own.folder.url
 
 
 if __name__ == "__main__":

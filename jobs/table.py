@@ -16,8 +16,11 @@ def table_cells(row: dict[str, Any]) -> dict[str, Any]:
     best = row.get("best_on_truth")
     return {
         "name": row["name"],
+        "split": row["split"],
         "miou": _percent(row["miou"]),
         "share": round(100 * (row["miou"] or 0)),
+        "accuracy": _percent(row["pixel_accuracy"]),
+        "boundary": _percent(row["boundary_iou"]),
         "worst": f"{ranked[0][0]} {_percent(ranked[0][1])}" if ranked else NONE,
         "best": f"{ranked[-1][0]} {_percent(ranked[-1][1])}" if ranked else NONE,
         "best_on_truth": f"{_percent(best['miou'])} (power {best['background_power']:g})" if best else NONE,
@@ -35,15 +38,18 @@ def print_table(metrics: dict[str, Any]) -> None:
         title=f"mIoU in %, split: {metrics['split']}" if metrics["truth"] else f"split: {metrics['split']}, no truth"
     )
     heads = {
-        "name": "labels", "miou": "mIoU", "worst": "worst class", "best": "best class",
+        "name": "labels", "split": "split", "miou": "mIoU", "accuracy": "pixels", "boundary": "boundary",
+        "worst": "worst class", "best": "best class",
         "best_on_truth": "best on truth", "images": "images", "failures": "failures", "seconds": "s / image",
     }  # fmt: skip
+    if all(row["split"] == metrics["split"] for row in metrics["rows"]):
+        del heads["split"]
     for key, head in heads.items():
-        table.add_column(head, justify="left" if key in ("name", "worst", "best") else "right")
+        table.add_column(head, justify="left" if key in ("name", "split", "worst", "best") else "right")
     for row in metrics["rows"]:
         cells = table_cells(row)
         table.add_row(*(str(cells[key]) for key in heads))
-    Console(width=None if Console().is_terminal else 130).print(table)
+    Console(width=None if Console().is_terminal else 160).print(table)
 
 
 def _percent(share: float | None) -> str:

@@ -10,9 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from fmwsss_core.metrics import confusion_matrix, iou_per_class, mean_iou
+from fmwsss_core.metrics import (
+    boundary_counts,
+    boundary_iou,
+    confusion_matrix,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+)
 from tests.references import metrics as reference
 
 VALUES = st.sampled_from([0, 1, 2, 3, 255])
@@ -72,3 +79,34 @@ def test_mistakes_are_named():
         confusion_matrix(zeros + np.uint8(7), zeros, 2)
     with pytest.raises(ValueError, match=r"The ground truth: class 2 "):
         confusion_matrix(zeros, zeros + np.uint8(2), 2)
+
+
+@given(label_maps())
+def test_boundaries_are_the_naive_ones(pair: tuple[np.ndarray, np.ndarray]):
+    labels, truth = pair
+    np.testing.assert_array_equal(boundary_counts(labels, truth, 4), reference.boundary_counts(labels, truth, 4, 1))
+
+
+def test_boundaries_of_a_larger_image_are_the_naive_ones():
+    generator = np.random.default_rng(1)
+    coarse = generator.integers(0, 3, (5, 6)).astype(np.uint8)
+    truth = coarse.repeat(20, 0).repeat(25, 1)
+    labels = np.roll(truth, 2, axis=1)
+    truth[40:60] = 255
+    depth_px = round(0.02 * float(np.hypot(*truth.shape)))
+    assert depth_px == 4
+    counts = boundary_counts(labels, truth, 3)
+    np.testing.assert_array_equal(counts, reference.boundary_counts(labels, truth, 3, depth_px))
+    assert boundary_iou(counts) < mean_iou(confusion_matrix(labels, truth, 3))
+    assert boundary_iou(boundary_counts(truth, truth, 3)) == 1.0
+
+
+def test_pixel_accuracy_is_that_of_torchmetrics():
+    generator = np.random.default_rng(2)
+    truth = generator.integers(0, 5, (30, 40), dtype=np.uint8)
+    labels = np.where(generator.random((30, 40)) < 0.7, truth, generator.integers(0, 5, (30, 40))).astype(np.uint8)
+    truth[:, :7] = 255
+    metric = MulticlassAccuracy(5, ignore_index=255, average="micro")
+    theirs = metric(torch.as_tensor(labels).long(), torch.as_tensor(truth).long())
+    assert pixel_accuracy(confusion_matrix(labels, truth, 5)) == pytest.approx(float(theirs), rel=1e-6)
+    assert math.isnan(pixel_accuracy(confusion_matrix(labels[:, :7], truth[:, :7], 5)))

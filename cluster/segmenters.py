@@ -1,0 +1,251 @@
+"""Segmenters as files of a run and in actors: made from the words of a run file, stored, loaded, and kept in memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.models import ModelError, ModelSpec, find_factory, load_clip, load_state, pick_device, weights_file
+from cluster.replicas import pixels_of, use_threads
+from cluster.rows import map_rows
+from cluster.storage import Folder
+from fmwsss_core.images import encode_label_png
+from fmwsss_core.records import PREDICTIONS, maps_to_bytes
+
+if TYPE_CHECKING:
+    from fmwsss_core.segmenter.base import Segmenter
+
+ABOUT_FILE = "segmenter.json"
+WEIGHTS_FILE = "model.safetensors"
+PREDICTIONS_PAYLOAD = [field for field in PREDICTIONS if field.name != "image_id"]
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """A segmenter as a run file names it.
+
+    Attributes:
+        network: which of the two.
+        class_names: background first.
+        short_side_px: the length of an image's short side that it is trained for.
+        backbone: of a Mask2Former: `model_type` and settings of a backbone of `transformers`.
+        options: of a Mask2Former: settings of its configuration in `transformers`.
+        resnet: of a DeepLabV3+.
+        weights: to begin with: a folder (path or URL) that `save_pretrained` wrote, of a whole Mask2Former or of its
+            backbone; or a checkpoint of torchvision's ResNet.
+        factory: `package.module:function`, called with the number of classes; returns a Mask2Former of `transformers`,
+            or a `Segmenter`.
+        clip: the run's CLIP, of use where `backbone` has `model_type: clip`.
+        random_seed: of weights that are not given.
+    """
+
+    network: Literal["mask2former", "deeplabv3plus"]
+    class_names: tuple[str, ...]
+    short_side_px: int
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    resnet: str = "resnet101"
+    weights: str | None = None
+    factory: str | None = None
+    clip: ModelSpec | None = None
+    random_seed: int = 0
+
+
+def new_segmenter(spec: SegmenterSpec) -> Segmenter:
+    """A segmenter before training, on the CPU.
+
+    Raises:
+        ModelError: settings that the network does not know, weights that are not there or do not fit, a factory that
+            cannot be used.
+    """
+    from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
+    from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
+
+    try:
+        if spec.factory:
+            return _from_factory(spec)
+        if spec.network == "deeplabv3plus":
+            model = DeepLabV3Plus(len(spec.class_names), spec.resnet, spec.random_seed)
+            if spec.weights:
+                state = load_state(weights_file(ModelSpec(weights=spec.weights)))
+                missing, _ = model.resnet.load_state_dict(state, strict=False)
+                if missing:
+                    raise ModelError(f"{spec.weights} is no checkpoint of a {spec.resnet}: it has no {missing[0]}")
+            return model
+        if spec.backbone.get("model_type") == "clip":
+            if len(spec.backbone) > 1 or spec.weights or spec.clip is None:
+                raise ModelError(
+                    "backbone {model_type: clip} is the run's own CLIP: it takes no settings and no weights"
+                )
+            clip = load_clip(spec.clip).cpu()
+            return Mask2Former(on_clip(spec.class_names, clip, dict(spec.options), spec.random_seed))
+        network = new_mask2former(spec.class_names, dict(spec.backbone), dict(spec.options), spec.random_seed)
+        if spec.weights:
+            _load_pretrained(network, spec.weights)
+        return Mask2Former(network)
+    except ValueError as error:
+        raise ModelError(f"segmenter: {error}") from None
+
+
+def _from_factory(spec: SegmenterSpec) -> Segmenter:
+    import torch
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    from fmwsss_core.segmenter.base import Segmenter
+    from fmwsss_core.segmenter.mask2former import Mask2Former
+
+    assert spec.factory
+    function = find_factory(spec.factory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.random_seed)
+        made = function(len(spec.class_names))
+    segmenter = Mask2Former(made) if isinstance(made, Mask2FormerForUniversalSegmentation) else made
+    if not isinstance(segmenter, Segmenter):
+        raise ModelError(
+            f"factory {spec.factory!r} returned {type(made).__name__}, neither a Mask2Former nor a Segmenter"
+        )
+    if segmenter.num_classes != len(spec.class_names):
+        raise ModelError(
+            f"factory {spec.factory!r} returned a network of {segmenter.num_classes} classes, not "
+            f"{len(spec.class_names)}; background is one of them"
+        )
+    return segmenter
+
+
+def _load_pretrained(network: Any, weights: str) -> None:
+    """Weights of a whole Mask2Former (its classes may be others) or of a backbone, from a `save_pretrained` folder."""
+    from safetensors.torch import load
+
+    folder = Folder(weights)
+    kind = json.loads(folder.read("config.json")).get("model_type")
+    given = load(folder.read(WEIGHTS_FILE))
+    target = network if kind == "mask2former" else network.model.pixel_level_module.encoder
+    own = target.state_dict()
+    prefix = "" if kind == "mask2former" or any(name in own for name in given) else f"{kind}."
+    given = {name.removeprefix(prefix): value for name, value in given.items()}
+    fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    # What a backbone has beside the one that was trained, a norm behind each stage, starts anew; so does another list
+    # of classes.
+    allowed = ("hidden_states_norms", "class_predictor", "criterion", "num_batches_tracked")
+    missing = [name for name in own if name not in fitting and not any(part in name for part in allowed)]
+    if missing:
+        raise ModelError(f"weights in {weights} ({kind}) do not fit: there is nothing for {missing[0]} in this size")
+    target.load_state_dict(fitting, strict=False)
+
+
+def spec_from_json(text: str) -> SegmenterSpec:
+    """The specification whose `dataclasses.asdict` this is, as JSON."""
+    about = json.loads(text)
+    clip = ModelSpec(**about["clip"]) if about["clip"] else None
+    return SegmenterSpec(**{**about, "class_names": tuple(about["class_names"]), "clip": clip})
+
+
+def segmenter_files(segmenter: Segmenter, spec: SegmenterSpec) -> dict[str, bytes]:
+    """A segmenter as files by name. That of a Mask2Former is a folder that `transformers` loads without us."""
+    from safetensors.torch import save
+    from transformers import Mask2FormerImageProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    from fmwsss_core.segmenter.base import PIXEL_MEAN, PIXEL_STD
+    from fmwsss_core.segmenter.crops import MAX_ASPECT
+    from fmwsss_core.segmenter.mask2former import Mask2Former
+
+    about = json.dumps(asdict(spec), indent=2, sort_keys=True) + "\n"
+    files = {ABOUT_FILE: about.encode()}
+    if not isinstance(segmenter, Mask2Former):
+        state = {name: value.detach().cpu().contiguous() for name, value in segmenter.state_dict().items()}
+        return {**files, WEIGHTS_FILE: save(state)}
+    size = {"shortest_edge": spec.short_side_px, "longest_edge": MAX_ASPECT * spec.short_side_px}
+    processor = Mask2FormerImageProcessor(
+        size=size, image_mean=[value / 255 for value in PIXEL_MEAN], image_std=[value / 255 for value in PIXEL_STD],
+        ignore_index=255, num_labels=len(spec.class_names),
+    )  # fmt: skip
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        segmenter.network.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return files | {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def load_segmenter(folder: Folder, spec: SegmenterSpec) -> Segmenter:
+    """The segmenter that `segmenter_files` wrote, in evaluation mode, on this process's device.
+
+    Args:
+        folder: its weights are read, and nothing that says which function to call: a run may come from anybody.
+        spec: the network of the run file.
+
+    Raises:
+        StorageError: there is none.
+        ModelError: it is another network than `spec` says, or a factory cannot be used here.
+    """
+    from safetensors.torch import load
+
+    segmenter = new_segmenter(replace(spec, weights=None))
+    state = load(folder.read(WEIGHTS_FILE))
+    inner: Any = getattr(segmenter, "network", segmenter)
+    missing, unexpected = inner.load_state_dict(state, strict=False)
+    if unexpected or [name for name in missing if "criterion" not in name]:
+        raise ModelError(f"{folder.url}/{WEIGHTS_FILE} does not fit the network of the run file")
+    return segmenter.eval().requires_grad_(False).to(pick_device())
+
+
+class SegmenterReplica:
+    """A trained segmenter that stays in memory and turns decoded images into labels and probabilities.
+
+    Args:
+        spec: of the segmenter.
+        folder: of its weights.
+        scales, flip: see `fmwsss_core.segmenter.inference.probabilities`.
+        restrict: whether only the image's own classes (and background) are possible: for images that have labels.
+        stage: for the failures table.
+        num_threads: of torch.
+    """
+
+    def __init__(
+        self,
+        spec: SegmenterSpec,
+        folder: Folder,
+        scales: tuple[float, ...],
+        flip: bool,
+        restrict: bool,
+        stage: str,
+        num_threads: int,
+    ) -> None:
+        use_threads(num_threads)
+        self.segmenter, self.spec = load_segmenter(folder, spec), spec
+        self.scales, self.flip, self.restrict, self.stage = scales, flip, restrict, stage
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """DECODED_PAYLOAD rows in, PREDICTIONS_PAYLOAD rows out."""
+        return map_rows(block, self._predict, PREDICTIONS_PAYLOAD, self.stage)
+
+    def _predict(self, row: dict[str, Any]) -> dict[str, Any]:
+        from fmwsss_core.segmenter.inference import probabilities, to_grid
+
+        values = probabilities(self.segmenter, pixels_of(row), self.spec.short_side_px, self.scales, self.flip)
+        if self.restrict:
+            possible = [0] + [self.spec.class_names.index(name) for name in row["classes"]]
+            absent = [index for index in range(len(values)) if index not in possible]
+            values[absent] = 0
+            values = values / values.sum(0).clamp(min=1e-6)
+        confidence, winner = values.max(0)
+        labels = winner.cpu().numpy().astype(np.uint8)
+        classes = sorted({0, *np.unique(labels).tolist()})
+        grid = to_grid(values[classes])
+        return {
+            "height_px": row["height_px"],
+            "width_px": row["width_px"],
+            "labels": encode_label_png(labels),
+            "classes": [self.spec.class_names[index] for index in classes if index],
+            "mean_confidence": float(confidence.mean()),
+            "grid_height": grid.shape[1],
+            "grid_width": grid.shape[2],
+            "probabilities": maps_to_bytes(grid),
+        }

@@ -1,0 +1,72 @@
+"""What a segmenter is to everything around it: losses from labels with ignored pixels, probabilities from an image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+# Of ImageNet, on pixels of 0..255: what every published backbone expects.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Segmenter(nn.Module, ABC):
+    """A network that gives each pixel one of `num_classes` classes, background (0) among them.
+
+    Args:
+        num_classes: background included.
+        size_divisor: height and width of its input are multiples of this.
+    """
+
+    def __init__(self, num_classes: int, size_divisor: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.size_divisor = size_divisor
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The part that may have been trained before, on something else."""
+
+    @abstractmethod
+    def measure(
+        self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
+    ) -> Float[Tensor, " sums"]:
+        """What the losses of these labels are divided by.
+
+        It adds up over workers and micro-batches: losses with the sum of the whole batch have gradients that add up to
+        that of the whole batch.
+        """
+
+    @abstractmethod
+    def losses(
+        self,
+        images: UInt8[Tensor, "batch 3 height width"],
+        labels: UInt8[Tensor, "batch height width"],
+        weights: Float[Tensor, "batch height width"] | None,
+        totals: Float[Tensor, " sums"],
+        random_seeds: Sequence[int],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The parts of the loss, weighted; their sum is what is minimised.
+
+        Args:
+            images: RGB.
+            labels: class of each pixel, 255 where it is ignored: it then has no influence on the loss.
+            weights: of each pixel, 0 to 1; None counts all alike.
+            totals: `measure`, summed over everything that makes up the batch.
+            random_seeds: for what is drawn at random for each image.
+        """
+
+    @abstractmethod
+    def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
+        """The probability of each class at each pixel; sums to 1 over the classes."""
+
+    def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels as the network expects them."""
+        return (images.float() - self.pixel_mean) / self.pixel_std

@@ -1,0 +1,115 @@
+"""A training crop of an image, its labels and their weights, drawn from one generator (method M7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from fmwsss_core.segmenter.base import PIXEL_MEAN
+
+IGNORE = 255
+MAX_ASPECT = 4  # of 2048 x 512: a panorama is scaled by its long side
+NUM_TRIES = 10
+FLIP_PROBABILITY = DISTORTION_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How crops are drawn.
+
+    Attributes:
+        crop_px: side of the square; an image smaller than it is padded, with labels of 255.
+        short_side_px: length of an image's short side at scale 1.
+        scale_range: least and greatest scale.
+        category_cap: the greatest share that one class may have of a crop's labelled pixels; a crop above it is drawn
+            again, NUM_TRIES times at most; 1 takes every crop.
+        distort: whether brightness, contrast, saturation and hue change.
+        flip: whether half of the crops are mirrored.
+    """
+
+    crop_px: int = 512
+    short_side_px: int = 512
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    category_cap: float = 0.75
+    distort: bool = True
+    flip: bool = True
+
+
+def draw_crop(
+    image: UInt8[np.ndarray, "height width 3"],
+    labels: UInt8[np.ndarray, "height width"],
+    weights: UInt8[np.ndarray, "height width"] | None,
+    generator: np.random.Generator,
+    settings: CropSettings,
+) -> tuple[UInt8[Tensor, "3 crop crop"], UInt8[Tensor, "crop crop"], Float[Tensor, "crop crop"] | None]:
+    """One random crop.
+
+    Args:
+        image: RGB.
+        labels: class indices, 255 where unknown.
+        weights: of the labels, 255 = 1; or None.
+        generator: everything random comes from here, so that a crop is a function of the image and the epoch alone.
+        settings: see there.
+    """
+    size = scaled_size(*image.shape[:2], settings.short_side_px * generator.uniform(*settings.scale_range))
+    pixels = transforms.resize(_planes(image), size, InterpolationMode.BILINEAR, antialias=True)
+    maps = [_planes(labels[..., None])] + ([_planes(weights[..., None])] if weights is not None else [])
+    target, *more = (transforms.resize(plane, size, InterpolationMode.NEAREST_EXACT) for plane in maps)
+    side = settings.crop_px
+    for _ in range(NUM_TRIES):
+        top = int(generator.integers(0, max(0, size[0] - side), endpoint=True))
+        left = int(generator.integers(0, max(0, size[1] - side), endpoint=True))
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        counts = torch.bincount(target[window].flatten().long(), minlength=256)[:IGNORE]
+        is_mixed = counts.count_nonzero() > 1 and counts.max() < settings.category_cap * counts.sum()
+        if is_mixed or settings.category_cap >= 1:
+            break
+    pixels, target = pixels[window], target[window]
+    if settings.distort:
+        pixels = _distorted(pixels, generator)
+    padded = torch.tensor(PIXEL_MEAN).round().to(torch.uint8)[:, None, None].repeat(1, side, side)
+    padded[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    planes = [padded, _padded(target, side, IGNORE)] + [_padded(plane[window], side, 0) for plane in more]
+    if settings.flip and generator.random() < FLIP_PROBABILITY:
+        planes = [plane.flip(-1) for plane in planes]
+    weight = planes[2][0].float() / 255 if more else None
+    return planes[0].contiguous(), planes[1][0].contiguous(), weight
+
+
+def scaled_size(height: int, width: int, short_side_px: float) -> list[int]:
+    """Height and width with this short side, unless the long side would then be over MAX_ASPECT times as long."""
+    scale = min(short_side_px / min(height, width), MAX_ASPECT * short_side_px / max(height, width))
+    return [max(1, round(height * scale)), max(1, round(width * scale))]
+
+
+def _planes(values: UInt8[np.ndarray, "height width channels"]) -> UInt8[Tensor, "channels height width"]:
+    return torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1)
+
+
+def _padded(plane: UInt8[Tensor, "1 height width"], side: int, value: int) -> UInt8[Tensor, "1 {side} {side}"]:
+    padded = torch.full((1, side, side), value, dtype=torch.uint8)
+    padded[:, : plane.shape[1], : plane.shape[2]] = plane
+    return padded
+
+
+def _distorted(
+    pixels: UInt8[Tensor, "3 height width"], generator: np.random.Generator
+) -> UInt8[Tensor, "3 height width"]:
+    """Brightness +-32, contrast .5-1.5, saturation .5-1.5, hue +-18 of 180; each in half of the crops."""
+    applies = generator.random(4) < DISTORTION_PROBABILITY
+    brightness, hue = generator.uniform(-32, 32), generator.uniform(-0.1, 0.1)
+    contrast, saturation = generator.uniform(0.5, 1.5, size=2)
+    if applies[0] or applies[1]:
+        changed = pixels.float() + (brightness if applies[0] else 0)
+        pixels = (changed * (contrast if applies[1] else 1)).round().clamp(0, 255).to(torch.uint8)
+    if applies[2]:
+        pixels = transforms.adjust_saturation(pixels, saturation)
+    if applies[3]:
+        pixels = transforms.adjust_hue(pixels, hue)
+    return pixels

@@ -1,0 +1,108 @@
+"""DeepLabV3+ with a ResNet of output stride 8 (Chen et al. 2018; method M7): the paper's other segmenter.
+
+Backbone, atrous pyramid and auxiliary head are torchvision's; the decoder, which it does not have, is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.models.segmentation.fcn import FCNHead
+
+from fmwsss_core.segmenter.base import Segmenter
+
+RESNETS = {"resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+RATES = (12, 24, 36)
+AUXILIARY_WEIGHT = 0.2
+LOW_LEVEL_WIDTH, WIDTH = 48, 256
+IGNORE = 255
+
+
+class DeepLabV3Plus(Segmenter):
+    """See the module.
+
+    Args:
+        num_classes: background included.
+        resnet: one of RESNETS.
+        random_seed: of its weights; those of an ImageNet ResNet go into `backbone` by name.
+
+    Raises:
+        ValueError: another resnet.
+    """
+
+    def __init__(self, num_classes: int, resnet: str, random_seed: int) -> None:
+        super().__init__(num_classes, size_divisor=8)
+        if resnet not in RESNETS:
+            raise ValueError(f"there is no {resnet!r}; there are {', '.join(RESNETS)}")
+        with torch.random.fork_rng():
+            torch.manual_seed(random_seed)
+            body = ResNet(Bottleneck, list(RESNETS[resnet]), replace_stride_with_dilation=[False, True, True])
+            self.resnet = IntermediateLayerGetter(body, {"layer1": "low", "layer3": "middle", "layer4": "high"})
+            self.pyramid = ASPP(2048, RATES, WIDTH)
+            self.low_level = _convolution(256, LOW_LEVEL_WIDTH, 1)
+            self.decoder = nn.Sequential(
+                _convolution(WIDTH + LOW_LEVEL_WIDTH, WIDTH, 3), _convolution(WIDTH, WIDTH, 3), nn.Dropout(0.1),
+                nn.Conv2d(WIDTH, num_classes, 1),
+            )  # fmt: skip
+            self.auxiliary = FCNHead(1024, num_classes)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The ResNet; its parameters are named as torchvision's."""
+        return self.resnet
+
+    def measure(
+        self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
+    ) -> Float[Tensor, "1"]:
+        """See `Segmenter.measure`: the weight of all pixels that are not ignored."""
+        return _pixel_weights(labels, weights).sum()[None]
+
+    def losses(
+        self,
+        images: UInt8[Tensor, "batch 3 height width"],
+        labels: UInt8[Tensor, "batch height width"],
+        weights: Float[Tensor, "batch height width"] | None,
+        totals: Float[Tensor, " sums"],
+        random_seeds: Sequence[int],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """See `Segmenter.losses`: cross entropy per pixel, `pixels`, and that of the auxiliary head, `auxiliary`."""
+        logits, auxiliary = self._logits(images)
+        pixel_weights = _pixel_weights(labels, weights)
+        truth = torch.where(labels == IGNORE, torch.zeros_like(labels), labels).long()
+
+        def loss(values: Tensor) -> Tensor:
+            values = functional.interpolate(values.float(), labels.shape[-2:], mode="bilinear")
+            entropy = functional.cross_entropy(values, truth, reduction="none")
+            return (entropy * pixel_weights).sum() / totals[0].to(values.device).clamp(min=1.0)
+
+        with torch.autocast(images.device.type, enabled=False):
+            return {"pixels": loss(logits), "auxiliary": AUXILIARY_WEIGHT * loss(auxiliary)}
+
+    def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
+        """See `Segmenter.scores`: softmax of the logits, which are resized first."""
+        logits, _ = self._logits(images)
+        return functional.interpolate(logits.float(), images.shape[-2:], mode="bilinear").softmax(1)
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.resnet(self.normalise(images))
+        low = self.low_level(features["low"])
+        high = functional.interpolate(self.pyramid(features["high"]), low.shape[-2:], mode="bilinear")
+        return self.decoder(torch.cat([high, low], dim=1)), self.auxiliary(features["middle"])
+
+
+def _convolution(width_in: int, width_out: int, size: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(width_in, width_out, size, padding=size // 2, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()
+    )
+
+
+def _pixel_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
+    valid = (labels != IGNORE).float()
+    return valid if weights is None else weights * valid

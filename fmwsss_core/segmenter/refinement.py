@@ -1,0 +1,65 @@
+"""SAMS on what a segmenter says: superpixels are given classes by its probabilities and painted (method M5.3).
+
+Needs no torch: it runs on CPU workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from fmwsss_core.seeding import Seed, _margin, _paint, upsample
+from fmwsss_core.superpixels import Superpixels, pooled_means
+
+
+def refine_labels(
+    superpixels: Superpixels,
+    probabilities: Float32[np.ndarray, "background_and_classes grid_height grid_width"],
+    class_indices: Sequence[int],
+    labels: UInt8[np.ndarray, "height width"],
+    alpha: float,
+) -> Seed:
+    """Labels whose outlines are those of the superpixels.
+
+    The score of a class is its mean probability inside a superpixel, without the min-max of seeding; that of the
+    background is its mean to the power `alpha`. The best score gives the superpixel its class, and they are painted as
+    in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said (seeding, which
+    has nothing better, calls them background).
+
+    Args:
+        superpixels: of the image.
+        probabilities: of the background (first) and of each of `class_indices`, on a grid over the image.
+        class_indices: the classes that the segmenter predicts somewhere in the image (1 to 254).
+        labels: what the segmenter says at each pixel.
+        alpha: exponent of the background's probability, > 0; the paper's program has 3.
+
+    Raises:
+        ValueError: alpha is not positive, or there is not one map for the background and each class.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be larger than 0, got {alpha}.")
+    if len(probabilities) != 1 + len(class_indices):
+        raise ValueError(f"There are {len(probabilities)} maps for the background and {len(class_indices)} classes.")
+    maps = upsample(probabilities, superpixels.height_px, superpixels.width_px)
+    means = pooled_means(superpixels, maps).astype(np.float32)
+    scores = np.concatenate([means[:, :1] ** np.float32(alpha), means[:, 1:]], axis=1)
+    classes = np.array([0, *class_indices], dtype=np.int16)
+    painter = _paint(superpixels, scores.max(axis=1, initial=0))
+    covered = painter >= 0
+    superpixel_class = classes[scores.argmax(axis=1)]
+    own_margin = _margin(maps)
+    if len(superpixels) > 0:
+        painted = np.where(covered, superpixel_class[painter], labels).astype(np.uint8)
+        confidence = np.where(covered, _margin(scores.T)[painter], own_margin)
+    else:
+        painted, confidence = labels.copy(), own_margin
+    return Seed(
+        labels=painted,
+        superpixel_class=superpixel_class,
+        scores=scores,
+        confidence=confidence.astype(np.float32),
+        coverage=float(covered.mean()),
+        missing=tuple(index for index in class_indices if not np.any(painted == index)),
+    )

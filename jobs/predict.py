@@ -1,0 +1,170 @@
+"""A trained segmenter over images: a data set of its own inside the run, or the images it was trained on.
+
+<run>/predictions/<name>/ is a run in itself: images/, predicted/, and with refinement superpixels/ and refined/.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.ledger import Receipt, Run
+from cluster.resources import plan_replicas
+from cluster.rows import split_rows, summary
+from cluster.segmenters import SegmenterReplica, SegmenterSpec
+from cluster.shards import Operator
+from cluster.storage import Folder
+from fmwsss_core.records import PREDICTIONS
+from jobs import evaluate, ingest, propose, refine
+from jobs.config import FolderData, RunConfig, SegmenterSection, ToyData, UnlabelledData, VocData
+from jobs.decode import decode_shard
+from jobs.stage import StageError, begin_stage, run_sharded, upstream
+
+PREDICTED, REFINED = "predicted", "refined"
+VALIDATION = "validation"
+LAST, BEST = "last", "best"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def run(config: RunConfig, run: Run) -> dict[str, Any] | None:
+    """Predicts the validation images that the run file names, if it does, and judges them if they have truth."""
+    if config.segmenter is None or config.segmenter.validation is None:
+        return None
+    return predict_dataset(config, run, config.segmenter.validation, VALIDATION)
+
+
+def predict_dataset(
+    config: RunConfig, run: Run, dataset: ToyData | VocData | FolderData | UnlabelledData, name: str
+) -> dict[str, Any]:
+    """Images in, label maps out: ingest | predict | propose | refine | judge; what is complete is not done again.
+
+    Args:
+        config: the run file; its dataset is not the one that is predicted.
+        run: whose segmenter it is.
+        dataset: the images. Their labels, if they have any, are not looked at.
+        name: of the folder in `predictions/`.
+
+    Returns:
+        the figures, as `jobs.evaluate.run_predictions` gives them.
+
+    Raises:
+        ValueError: there is no trained segmenter, the images can't be read, or all of them failed.
+    """
+    if not NAME.fullmatch(name):
+        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
+    model, trained = trained_folder(config, run)
+    spec = segmenter_spec(config)
+    own = predictions_run(run, name)
+    own_config = config.model_copy(update={"dataset": dataset})
+    ingest.run(own_config, own)
+    predict_images(config, own, spec, model, trained, PREDICTED, restrict=False)
+    if config.predict.refine:
+        propose.run(own_config, own)
+        refine.refine_images(config, own, PREDICTED, REFINED)
+    return evaluate.run_predictions(own_config, own)
+
+
+def round_stage(number: int) -> str:
+    """The stage of one round of training."""
+    return f"segmenter/round-{number}"
+
+
+def segmenter_spec(config: RunConfig) -> SegmenterSpec:
+    """The network of a run file."""
+    assert config.segmenter is not None
+    section, vocabulary = config.segmenter, config.resolve_vocabulary()
+    return SegmenterSpec(
+        network=section.network, class_names=("background", *vocabulary.classes), short_side_px=section.short_side_px,
+        backbone=section.backbone, options=section.options, resnet=section.resnet, weights=section.weights,
+        factory=section.factory, clip=config.clip.spec(), random_seed=config.random_seed,
+    )  # fmt: skip
+
+
+def trained_folder(config: RunConfig, run: Run) -> tuple[Folder, Receipt]:
+    """The folder of the run's segmenter, after its last round, and the receipt of its training.
+
+    Raises:
+        StageError: none is asked for, or it is not trained yet.
+    """
+    if config.segmenter is None:
+        raise StageError(f"the run file of {run.folder.url} has no section `segmenter`: there is none to predict with")
+    stage = round_stage(config.segmenter.rounds)
+    (receipt,) = upstream(run, "predictions", [stage])
+    return run.folder.child(stage).child(kept_folder(config.segmenter)), receipt
+
+
+def kept_folder(section: SegmenterSection) -> str:
+    """Which of a round's two segmenters is used: the last, unless the run file lets the validation images choose."""
+    return BEST if section.keep == "best" else LAST
+
+
+def predictions_run(run: Run, name: str) -> Run:
+    """The run in a run that holds one data set and what was predicted of it."""
+    return Run(run.folder.child(f"predictions/{name}"))
+
+
+def ingest_validation(config: RunConfig, run: Run) -> Run:
+    """The validation images of the run file, taken into the run."""
+    assert config.segmenter is not None
+    assert config.segmenter.validation is not None
+    own = predictions_run(run, VALIDATION)
+    ingest.run(config.model_copy(update={"dataset": config.segmenter.validation}), own)
+    return own
+
+
+def predict_images(config: RunConfig, run: Run, model: Folder, trained: Receipt, stage: str, restrict: bool) -> Receipt:
+    """Predicts the images of a run with the segmenter in a folder: decode | segmenter | encode and write.
+
+    Args:
+        config: the run file.
+        run: whose `images/` are predicted.
+        spec: of the segmenter.
+        model: its folder.
+        trained: receipt of its training.
+        stage: where the predictions go.
+        restrict: whether only the labels of an image are possible.
+
+    Raises:
+        ValueError: the images are not there, or every image failed.
+    """
+    (images,) = upstream(run, stage, ["images"])
+    section = config.predict
+    settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict}
+    started = begin_stage(run, stage, settings, [images, trained])
+    if started.receipt:
+        return started.receipt
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    arguments = {
+        "spec": spec,
+        "folder": model,
+        "scales": tuple(section.scales),
+        "flip": section.flip,
+        "restrict": restrict,
+        "stage": stage,
+    }
+    operators = [
+        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
+        plan.operator(SegmenterReplica, arguments),
+        Operator(write_shard, {"run": run, "stage": stage, "png": section.png}, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
+
+
+def write_shard(block: pa.Table, run: Run, stage: str, png: bool) -> pa.Table:
+    """The predictions of one shard in, its part, PNGs and failures written, its counts out."""
+    part = block["part"][0].as_py()
+    rows, failures = split_rows(block, PREDICTIONS)
+    if png:
+        names = rows["image_id"].to_pylist()
+        files = {f"png/{name}.png": data for name, data in zip(names, rows["labels"].to_pylist(), strict=True)}
+        run.folder.child(stage).write_many(files)
+    run.write_part(stage, part, rows, PREDICTIONS, failures)
+    return summary(part, rows.num_rows, len(failures))
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("predict")

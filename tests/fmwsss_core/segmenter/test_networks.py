@@ -1,0 +1,182 @@
+"""Both networks: what they promise of losses and probabilities, and how they are optimised."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fmwsss_core.clip import FrozenClip
+from fmwsss_core.segmenter.base import Segmenter
+from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
+from fmwsss_core.segmenter.inference import probabilities, to_grid
+from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
+from fmwsss_core.segmenter.schedule import backward, clip_gradients, make_optimizer, parameter_groups, poly_factor
+from fmwsss_core.toy.models import toy_clip
+
+NAMES = ("background", "cat", "dog")
+SMALL = {
+    "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32,
+    "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 6, "train_num_points": 100,
+}  # fmt: skip
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8] * 4,
+    "depths": [1] * 4,
+    "layer_type": "basic",
+}
+SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 4}
+
+
+def make(kind: str) -> Segmenter:
+    if kind == "deeplab":
+        return DeepLabV3Plus(len(NAMES), "resnet26", random_seed=0)
+    if kind == "clip":
+        return Mask2Former(on_clip(NAMES, FrozenClip(toy_clip(), "toy"), SMALL, random_seed=0))
+    backbone = {"resnet": RESNET, "swin": SWIN}[kind]
+    return Mask2Former(new_mask2former(NAMES, backbone, SMALL, random_seed=0))
+
+
+def batch(size: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (size, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (size, 8, 8), generator=generator).to(torch.uint8)
+    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels[:, :, 48:] = 255
+    return images, labels
+
+
+@pytest.mark.parametrize("kind", ["resnet", "swin", "clip", "deeplab"])
+def test_every_network_learns_and_predicts(kind: str):
+    segmenter = make(kind).train()
+    images, labels = batch()
+    optimizer = make_optimizer(segmenter, "adamw", 1e-3, 0.05, 1.0)
+    first = last = 0.0
+    for step in range(8):
+        optimizer.zero_grad()
+        parts = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
+        optimizer.step()
+        last = sum(float(part) for part in parts.values())
+        first = first or last
+        assert np.isfinite(last), step
+    assert last < first
+    segmenter.eval()
+    image = images[0, :, :50, :40].permute(1, 2, 0).numpy()
+    values = probabilities(segmenter, image, short_side_px=40, scales=(1.0, 1.5), flip=True)
+    assert values.shape == (3, 50, 40)
+    torch.testing.assert_close(values.sum(0), torch.ones(50, 40))
+    assert to_grid(values).shape == (3, 13, 10)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "deeplab"])
+def test_labels_under_255_do_not_exist(kind: str):
+    """What the image shows there may be seen; what class it has is not learned, and no weight on it counts."""
+    segmenter = make(kind).eval()  # batch statistics and dropout aside
+    images, labels = batch()
+
+    def gradient(weights: Tensor | None) -> Tensor:
+        segmenter.zero_grad()
+        backward(segmenter, images, labels, weights, [1, 2], 1, "float32", lambda values: values)
+        return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
+
+    plain = gradient(None)
+    weights = torch.ones(labels.shape)
+    weights[labels == 255] = 7.0
+    assert plain.abs().max() > 0
+    assert torch.equal(plain, gradient(weights))
+
+
+def test_deeplab_is_cross_entropy_over_the_other_pixels():
+    segmenter = make("deeplab").eval()
+    images, labels = batch()
+    assert isinstance(segmenter, DeepLabV3Plus)
+    parts = segmenter.losses(images, labels, None, segmenter.measure(labels, None), [0, 0])
+    scores = segmenter.scores(images)
+    expected = functional.nll_loss(scores.log(), labels.long(), ignore_index=255)
+    assert parts["pixels"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "deeplab"])
+def test_micro_batches_and_shares_give_the_gradient_of_the_whole(kind: str):
+    segmenter = make(kind).eval()
+    images, labels = batch(4)
+    labels[0, :32] = 0
+    seeds = [5, 6, 7, 8]
+
+    def gradients() -> Tensor:
+        return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
+
+    whole_parts = backward(segmenter, images, labels, None, seeds, 1, "float32", lambda values: values)
+    whole = gradients()
+    segmenter.zero_grad()
+    total = segmenter.measure(labels, None)
+    for share, pieces in ((slice(0, 1), 1), (slice(1, 4), 3)):
+        backward(segmenter, images[share], labels[share], None, seeds[share], pieces, "float32", lambda _: total)
+    assert (gradients() - whole).norm() < 1e-3 * whole.norm()
+    assert set(whole_parts) in ({"class", "mask", "dice"}, {"pixels", "auxiliary"})
+
+
+def test_the_backbone_is_slower_and_norms_do_not_decay():
+    segmenter = make("resnet")
+    groups = parameter_groups(segmenter, 1e-4, 0.05, 0.1)
+    by_id = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(by_id) == sum(p.requires_grad for p in segmenter.parameters())
+    for name, parameter in segmenter.backbone.named_parameters():
+        decay = 0.0 if "normalization" in name else 0.05
+        assert by_id[id(parameter)] == (pytest.approx(1e-5), decay), name
+    queries = segmenter.network.model.transformer_module.queries_features.weight
+    assert by_id[id(queries)] == (1e-4, 0.0)
+
+
+def test_a_frozen_clip_stays_as_it_is():
+    segmenter = make("clip")
+    names = [name for name, parameter in segmenter.named_parameters() if parameter.requires_grad]
+    assert not any(".clip." in name for name in names)
+    assert any("stem" in name for name in names)
+
+
+def test_the_schedule():
+    factors = [poly_factor(t, 100, 0.9, 0) for t in range(101)]
+    assert factors[0] == 1.0
+    assert factors[100] == 0.0
+    assert factors[50] == pytest.approx(0.5**0.9)
+    assert all(a > b for a, b in itertools.pairwise(factors))
+    warm = [poly_factor(t, 100, 0.9, 10) for t in range(20)]
+    assert warm[0] == pytest.approx(1 / 11)
+    assert warm[10] == factors[10]
+
+
+def test_gradients_are_clipped_together():
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    clip_gradients(parameters, None)
+    assert parameters[1].grad.item() == 4.0
+    clip_gradients(parameters, 0.5)
+    assert parameters[0].grad.tolist() == pytest.approx([0.3, 0.0], rel=1e-4)
+    assert parameters[1].grad.item() == pytest.approx(0.4, rel=1e-4)
+
+
+def test_flip_and_scales_are_means():
+    segmenter = make("resnet").eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    plain = probabilities(segmenter, image, 64)
+    mirrored = probabilities(segmenter, image[:, ::-1], 64).flip(-1)
+    both = probabilities(segmenter, image, 64, flip=True)
+    torch.testing.assert_close(both, (plain + mirrored) / 2, atol=1e-5, rtol=1e-4)
+    large = probabilities(segmenter, image, 64, scales=(1.5,))
+    mean = probabilities(segmenter, image, 64, scales=(1.0, 1.5))
+    torch.testing.assert_close(mean, (plain + large) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(ValueError, match="no backbone of type 'swim'"):
+        new_mask2former(NAMES, {"model_type": "swim"}, SMALL, 0)
+    with pytest.raises(ValueError, match="'num_querys' is no setting"):
+        new_mask2former(NAMES, RESNET, {"num_querys": 3}, 0)
+    with pytest.raises(ValueError, match="no 'resnet18'"):
+        DeepLabV3Plus(3, "resnet18", 0)

@@ -1,0 +1,66 @@
+"""Refinement by superpixels against loops over masks and pixels, and what must hold of it whatever the masks are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmwsss_core.segmenter.refinement import refine_labels
+from fmwsss_core.superpixels import Superpixels
+from tests.references.segmenter import refined_labels
+
+HEIGHT, WIDTH, CLASSES = 6, 7, (2, 5)
+
+
+def superpixels(masks: np.ndarray, level: list[int]) -> Superpixels:
+    ones = np.ones(len(masks), np.float32)
+    return Superpixels.from_masks(masks, np.array(level, np.int8), ones, ones)
+
+
+@st.composite
+def worlds(draw) -> tuple[np.ndarray, list[int], np.ndarray]:
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_masks = draw(st.integers(0, 5))
+    masks = generator.random((num_masks, HEIGHT, WIDTH)) < generator.uniform(0.2, 0.7)
+    scores = generator.random((1 + len(CLASSES), HEIGHT, WIDTH)) ** 2
+    return masks, generator.integers(0, 3, num_masks).tolist(), (scores / scores.sum(0)).astype(np.float32)
+
+
+@given(worlds(), st.sampled_from([0.5, 1.0, 3.0]))
+@settings(max_examples=60, deadline=None)
+def test_agrees_with_loops(world: tuple[np.ndarray, list[int], np.ndarray], alpha: float):
+    masks, level, maps = world
+    said = np.array([0, *CLASSES], np.uint8)[maps.argmax(0)]
+    refined = refine_labels(superpixels(masks, level), maps, CLASSES, said, alpha)
+    np.testing.assert_array_equal(refined.labels, refined_labels(masks, level, maps, CLASSES, said, alpha))
+    assert refined.coverage == pytest.approx(masks.any(0).mean() if len(masks) else 0.0)
+    assert refined.confidence.min() >= 0
+    assert refined.confidence.max() <= 1
+
+
+def test_a_wrong_outline_is_put_right_by_the_mask():
+    mask = np.zeros((1, HEIGHT, WIDTH), bool)
+    mask[0, 1:5, 1:5] = True
+    said = np.zeros((HEIGHT, WIDTH), np.uint8)
+    said[1:5, 1:4] = 2  # a column short of the object
+    maps = np.stack([said == 0, said == 2, said == 5]).astype(np.float32)
+    refined = refine_labels(superpixels(mask, [2]), maps, CLASSES, said, alpha=3.0)
+    np.testing.assert_array_equal(refined.labels, np.where(mask[0], 2, 0))
+
+
+def test_outside_of_all_superpixels_the_segmenter_is_believed():
+    said = np.full((HEIGHT, WIDTH), 5, np.uint8)
+    maps = np.stack([said == 0, said == 2, said == 5]).astype(np.float32)
+    nothing = superpixels(np.zeros((0, HEIGHT, WIDTH), bool), [])
+    np.testing.assert_array_equal(refine_labels(nothing, maps, CLASSES, said, alpha=3.0).labels, said)
+
+
+def test_mistakes_are_named():
+    nothing = superpixels(np.zeros((0, HEIGHT, WIDTH), bool), [])
+    said, maps = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((3, HEIGHT, WIDTH), np.float32)
+    with pytest.raises(ValueError, match="alpha must be larger than 0"):
+        refine_labels(nothing, maps, CLASSES, said, alpha=0.0)
+    with pytest.raises(ValueError, match="3 maps for the background and 1 classes"):
+        refine_labels(nothing, maps, (2,), said, alpha=3.0)

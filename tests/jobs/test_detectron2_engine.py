@@ -1,0 +1,100 @@
+"""Two engines, one training: twenty steps of each have the same losses. Skipped where detectron2 is not installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmwsss_core.images import decode_label_png, decode_rgb
+from fmwsss_core.metrics import confusion_matrix, mean_iou
+from fmwsss_core.segmenter.inference import probabilities
+from jobs.train import TrainJob, train_segmenter
+from tests.jobs.segmenters import make_run, tiny_config
+from tests.jobs.test_train import PowerCutError, make_board, make_job, weights_of
+
+pytest.importorskip("detectron2")
+
+STEPS = "segmenter.iterations=20"
+
+
+def job_at(path: Path, *more: str, **changes: object) -> TrainJob:
+    return make_job(tiny_config(path, STEPS, *more), make_run(path), **changes)
+
+
+def history_of(job: TrainJob) -> list[dict[str, float]]:
+    return json.loads(job.run.folder.child(job.stage).read("history.json"))
+
+
+@pytest.fixture(scope="module")
+def by_detectron2(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    from jobs import detectron2_engine
+
+    path = tmp_path_factory.mktemp("detectron2")
+    validation = make_run(path / "validation", first_seed=50, num_images=4)
+    job = job_at(path, "segmenter.validate_every=10", validation=validation)
+    detectron2_engine.train_segmenter(job, make_board())
+    return job
+
+
+def test_twenty_steps_of_each_engine_have_the_same_losses(by_detectron2: TrainJob, tmp_path: Path):
+    by_ray = job_at(tmp_path)
+    train_segmenter(by_ray, make_board(), rank=0, num_workers=1)
+    ours, theirs = history_of(by_ray), history_of(by_detectron2)
+    assert len(ours) == len(theirs) == 20
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("iteration", "learning_rate", "loss", "class", "mask", "dice"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5), (one["iteration"], name)
+    expected = weights_of(by_ray.run.folder.child(by_ray.stage))
+    for name, value in weights_of(by_detectron2.run.folder.child(by_detectron2.stage)).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_its_checkpoint_goes_on_to_the_same_weights(by_detectron2: TrainJob, tmp_path: Path):
+    from jobs import detectron2_engine
+
+    job = job_at(tmp_path, checkpoint_every_s=0.0)
+    with pytest.raises(PowerCutError):
+        detectron2_engine.train_segmenter(job, make_board(stop_at=12))
+    assert job.run.folder.child(job.stage).exists(detectron2_engine.CHECKPOINT_FILE)
+    detectron2_engine.train_segmenter(job, make_board())
+    expected = weights_of(by_detectron2.run.folder.child(by_detectron2.stage))
+    assert all(
+        torch.equal(value, expected[name]) for name, value in weights_of(job.run.folder.child(job.stage)).items()
+    )
+
+
+def test_its_evaluator_gives_our_miou(by_detectron2: TrainJob):
+    from cluster.segmenters import load_segmenter
+    from jobs import detectron2_engine as engine
+
+    run = by_detectron2.validation
+    assert run is not None
+    spec = by_detectron2.spec
+    segmenter = load_segmenter(by_detectron2.run.folder.child(by_detectron2.stage).child("last"), spec)
+    name = engine.register_dataset(run, "images", "truth", spec.class_names)
+    evaluator = engine.evaluator(run, name)
+    evaluator.reset()
+    counts = np.zeros((13, 14), np.int64)
+    rows = run.folder.child("images").read_table("part-00000.parquet").to_pylist()
+    for inputs, row in zip(engine.test_loader(run, name), rows, strict=True):
+        assert inputs[0]["image_id"] == row["image_id"]
+        values = probabilities(segmenter, decode_rgb(row["image"], max_pixels=2**62), spec.short_side_px)
+        labels = values.argmax(0).to(torch.uint8).numpy()
+        counts += confusion_matrix(labels, decode_label_png(row["truth"]), 13)
+        evaluator.process(inputs, [engine.as_result(labels, 13)])
+    theirs = evaluator.evaluate()["sem_seg"]["mIoU"]
+    assert theirs == pytest.approx(100 * mean_iou(counts), rel=1e-9)
+    # The same figure came out of detectron2's own evaluation at the end of the training.
+    assert history_of(by_detectron2)[-1]["validation_miou"] == pytest.approx(theirs / 100, rel=1e-6)
+
+
+def test_gradient_accumulation_is_refused(tmp_path: Path):
+    from jobs import detectron2_engine
+
+    job = job_at(tmp_path, "segmenter.micro_batches=2")
+    with pytest.raises(ValueError, match="use `engine: ray`"):
+        detectron2_engine.train_segmenter(job, make_board())

@@ -1,0 +1,136 @@
+"""Training as one worker's loop: history, resume to the same bytes, pictures, weights, several workers' shares."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from cluster.ledger import Run
+from cluster.segmenters import load_segmenter, spec_from_json
+from cluster.storage import Folder
+from fmwsss_core.segmenter.crops import CropSettings
+from jobs.batches import batches_per_epoch
+from jobs.config import RunConfig
+from jobs.crops import CropSource
+from jobs.predict import segmenter_spec
+from jobs.train import CHECKPOINT_FILE, TrainJob, train_segmenter
+from tests.jobs.segmenters import NUM_IMAGES, make_run, tiny_config
+
+
+class PowerCutError(Exception):
+    """What ends a training in the middle."""
+
+
+def make_board(stop_at: int | None = None) -> Any:
+    """Takes progress as the actor would; may end the training at some iteration."""
+
+    def tell(done: int, note: str) -> None:
+        if done == stop_at:
+            raise PowerCutError
+
+    return SimpleNamespace(set=SimpleNamespace(remote=tell))
+
+
+def make_job(config: RunConfig, run: Run, **changes: Any) -> TrainJob:
+    section = config.segmenter
+    assert section is not None
+    images = run.receipt("images")
+    assert images is not None
+    settings = CropSettings(section.crop_px, section.short_side_px, section.scale_range)
+    labels, weighted = ("seeds/fine", "seed"), section.confidence_weights
+    source = CropSource(run, tuple(images.parts), labels, weighted, section.batch_size, settings, config.random_seed)
+    job = TrainJob(
+        run=run, stage="segmenter/round-1", spec=segmenter_spec(config), source=source, section=section,
+        num_iterations=section.iterations, per_epoch=batches_per_epoch(NUM_IMAGES, section.batch_size), random_seed=0,
+        num_threads=1, checkpoint_every_s=1e9, validation=None, precision="float32",
+    )  # fmt: skip
+    return replace(job, **changes)
+
+
+def weights_of(folder: Folder) -> dict[str, torch.Tensor]:
+    return load(folder.read("last/model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    path = tmp_path_factory.mktemp("run")
+    job = make_job(tiny_config(path), make_run(path))
+    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    return job
+
+
+def test_what_a_training_leaves_behind(undisturbed: TrainJob):
+    folder = undisturbed.run.folder.child(undisturbed.stage)
+    history = json.loads(folder.read("history.json"))
+    assert [entry["iteration"] for entry in history] == list(range(8))
+    assert all(set(entry) == {"iteration", "learning_rate", "loss", "class", "mask", "dice"} for entry in history)
+    assert history[0]["learning_rate"] == 1e-3
+    assert history[-1]["loss"] < history[0]["loss"]
+    names = folder.list()
+    assert "tensorboard/events.out.tfevents.00000000" in names
+    assert b"crop-label-prediction" in folder.read("tensorboard/events.out.tfevents.00000000")
+    assert spec_from_json(folder.read("last/segmenter.json").decode()) == undisturbed.spec
+    segmenter = load_segmenter(folder.child("last"), undisturbed.spec)
+    assert not segmenter.training
+    assert segmenter.num_classes == 13
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_weights(undisturbed: TrainJob, tmp_path: Path):
+    job = make_job(tiny_config(tmp_path), make_run(tmp_path), checkpoint_every_s=0.0)
+    with pytest.raises(PowerCutError):
+        train_segmenter(job, make_board(stop_at=6), rank=0, num_workers=1)
+    folder = job.run.folder.child(job.stage)
+    assert folder.exists(CHECKPOINT_FILE)
+    assert not folder.exists("last/model.safetensors")
+    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    expected = weights_of(undisturbed.run.folder.child(undisturbed.stage))
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(folder).items())
+    assert folder.read("history.json") == undisturbed.run.folder.child(undisturbed.stage).read("history.json")
+
+
+def test_confidences_weigh_the_loss(undisturbed: TrainJob, tmp_path: Path):
+    config = tiny_config(tmp_path, "segmenter.confidence_weights=true", "segmenter.iterations=2")
+    job = make_job(config, make_run(tmp_path))
+    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    folder = job.run.folder.child(job.stage)
+    plain = json.loads(undisturbed.run.folder.child(undisturbed.stage).read("history.json"))
+    weighted = json.loads(folder.read("history.json"))
+    assert weighted[0]["mask"] != plain[0]["mask"]
+
+
+def test_the_best_is_kept_beside_the_last_only_when_asked(undisturbed: TrainJob, tmp_path: Path):
+    assert not any(name.startswith("best") for name in undisturbed.run.folder.child(undisturbed.stage).list())
+    config = tiny_config(tmp_path, "segmenter.validate_every=2", "segmenter.iterations=4")
+    run = make_run(tmp_path)
+    job = make_job(config, run, validation=make_run(tmp_path / "validation", first_seed=50, num_images=4))
+    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    folder = run.folder.child(job.stage)
+    history = json.loads(folder.read("history.json"))
+    judged = {entry["iteration"]: entry["validation_miou"] for entry in history if "validation_miou" in entry}
+    assert set(judged) == {1, 3}
+    assert {"best/model.safetensors", "last/model.safetensors"} <= set(folder.list())
+
+
+def test_workers_share_a_batch(undisturbed: TrainJob):
+    source, args = undisturbed.source, (2, 4, undisturbed.per_epoch)
+    whole = list(source.batches(*args, 0, 1))
+    shares = [list(source.batches(*args, rank, 2)) for rank in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for rank, part in enumerate(parts):
+            assert part.image_ids == batch.image_ids[rank::2]
+            assert torch.equal(part.images, batch.images[rank::2])
+            assert part.random_seeds == batch.random_seeds[rank::2]
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):
+    config = tiny_config(tmp_path, "segmenter.learning_rate=1e30", "segmenter.clip_norm=null")
+    job = make_job(config, make_run(tmp_path))
+    with pytest.raises(ValueError, match=r"the loss of segmenter/round-1 is nan .* lower segmenter.learning_rate"):
+        train_segmenter(job, make_board(), rank=0, num_workers=1)
