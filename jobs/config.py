@@ -270,6 +270,7 @@ class ClusterSection(Section):
     num_cpus: Count | None = None
     num_replicas: Count | None = None
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    max_gpus: Count | None = None  # that an autoscaler may bring; left out, those that are there
     num_threads: Count = 2  # of each replica and training worker; not what a machine has, so that bytes do not change
     train_workers: Count = 1
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0

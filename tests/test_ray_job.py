@@ -126,7 +126,6 @@ def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
     assert (python, flag, module) == ("python", "-m", "jobs.pipeline")
     config = load_config(str(ROOT / run_file), overrides)
     assert config.run.startswith("s3://")
-    assert config.cluster.gpus_per_replica == 1
     assert spec["backoffLimit"] > 0
     assert spec["shutdownAfterJobFinishes"] is True
     assert cluster["rayVersion"] == ray.__version__
@@ -135,6 +134,7 @@ def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
     head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"]["num-gpus"] == "0"
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    assert config.cluster.max_gpus == workers["maxReplicas"]
     containers = [group["template"]["spec"]["containers"][0] for group in (head, workers)]
     assert len({container["image"] for container in containers}) == 1
     assert all(container["envFrom"] == [{"secretRef": {"name": "fmwsss-s3"}}] for container in containers)
