@@ -106,7 +106,7 @@ class Run:
     def stages(self) -> dict[str, list[str]]:
         """Every stage of the manifest that was begun in this run, with the stages that it reads."""
         found = {}
-        for stage in dict.fromkeys((self.manifest() or {"steps": {}})["steps"].values()):
+        for stage in (self.manifest() or {"stages": []})["stages"]:
             if self.folder.child(stage).exists(INPUTS):
                 found[stage] = sorted(json.loads(self.folder.child(stage).read(INPUTS)).get("reads", {}))
         return found
