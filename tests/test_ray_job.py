@@ -114,7 +114,9 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     validate_config(prepare_config(config))
     assert "GPU" not in config["available_node_types"]["head"]["resources"]
     assert config["available_node_types"]["gpu_worker"]["min_workers"] == 0
-    assert all("RAY_AUTH_MODE=token" in line for line in config["worker_start_ray_commands"][1:])
+    starts = config["head_start_ray_commands"][1:] + config["worker_start_ray_commands"][1:]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
 
 
 def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
