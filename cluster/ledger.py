@@ -91,8 +91,7 @@ class Run:
         """
         stage_folder = self.folder.child(stage)
         new = json.loads(_to_json(inputs))
-        names = stage_folder.list()
-        if INPUTS not in names:
+        if not stage_folder.exists(INPUTS):
             # Parts without inputs can't be trusted; they are replaced.
             stage_folder.write(INPUTS, _to_json(new))
             return set()
@@ -102,15 +101,14 @@ class Run:
                 f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}; "
                 "use another run folder, or start again from this stage with `--from`"
             )
-        return {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
+        return {name for name in stage_folder.list("part-") if name.endswith(".parquet")}
 
     def stages(self) -> dict[str, list[str]]:
-        """Every stage that was begun in this run, with the stages that it reads."""
+        """Every stage of the manifest that was begun in this run, with the stages that it reads."""
         found = {}
-        for name in self.folder.list():
-            stage, _, file = name.rpartition("/")
-            if file == INPUTS and stage:
-                found[stage] = sorted(json.loads(self.folder.read(name)).get("reads", {}))
+        for stage in (self.manifest() or {"stages": []})["stages"]:
+            if self.folder.child(stage).exists(INPUTS):
+                found[stage] = sorted(json.loads(self.folder.child(stage).read(INPUTS)).get("reads", {}))
         return found
 
     def count_rows(self, stage: str, parts: Sequence[str]) -> int:

@@ -42,7 +42,9 @@ class ReplicaPlan:
         )
 
 
-def plan_replicas(num_replicas: int | None, gpus_per_replica: float | None, num_threads: int) -> ReplicaPlan:
+def plan_replicas(
+    num_replicas: int | None, gpus_per_replica: float | None, num_threads: int, max_gpus: int | None = None
+) -> ReplicaPlan:
     """One replica per GPU (or per share of one); without a GPU, one replica per `num_threads` cores.
 
     Args:
@@ -50,20 +52,22 @@ def plan_replicas(num_replicas: int | None, gpus_per_replica: float | None, num_
         gpus_per_replica: the run file's wish; None means a whole GPU where there are any, none otherwise.
         num_threads: torch threads of each. Given, not derived from the machine: sums on a CPU depend on it in the last
             bit, and a run must give the same bytes on any number of nodes.
+        max_gpus: GPUs that the cluster's autoscaler may bring. As many replicas are asked for at once; they start as
+            machines come, and the first of them need not wait for the last.
 
     Raises:
         ResourceError: GPUs are asked for and the cluster has too few: Ray would wait for ever in silence.
     """
     have = ray.cluster_resources()
-    gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 0.0)
+    gpus, cpus = max(have.get("GPU", 0.0), max_gpus or 0.0), have.get("CPU", 0.0)
     share = gpus_per_replica if gpus_per_replica is not None else (1.0 if gpus else 0.0)
     if share > 0:
         fitting = int(gpus / share + 1e-6)
         wanted = num_replicas or fitting
         if wanted > fitting or not fitting:
             raise ResourceError(
-                f"{wanted or 1} replicas with {share:g} GPU each were asked for; the cluster has {gpus:g} GPU. "
-                "Lower cluster.num_replicas or cluster.gpus_per_replica"
+                f"{wanted or 1} replicas with {share:g} GPU each were asked for; the cluster has {gpus:g} GPU. Lower "
+                "cluster.num_replicas or cluster.gpus_per_replica, or say in cluster.max_gpus what may be added"
             )
         return ReplicaPlan(wanted, 0.5, share, num_threads)
     wanted = num_replicas or max(1, int(cpus) // num_threads)

@@ -11,7 +11,8 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
 # How long a store that is out of order (it restarts, it throttles) is waited for. The first wait is doubled each time.
 PATIENCE_S = float(os.environ.get("FMWSSS_PATIENCE_S", "120"))
 FIRST_WAIT_S = PATIENCE_S / (2 ** (NUM_TRIES - 1) - 1)
+NUM_DELETERS = 16
 TRANSIENT_ERRNOS = {
     errno.EBUSY,  # s3fs: SlowDown, 503, 409
     errno.EREMOTEIO,  # s3fs: 500
@@ -101,9 +103,7 @@ class Folder:
         One LIST. Files that are still being written are left out.
         """
         if self.is_local:
-            base = Path(self.url)
-            paths = (Path(parent, file) for parent, _, files in os.walk(base) for file in files)
-            names = [path.relative_to(base).as_posix() for path in paths]
+            names = list(_walk(Path(self.url), prefix))
         else:
 
             def find() -> list[str]:
@@ -221,8 +221,14 @@ class Folder:
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; a name that is absent is no error."""
-        for path in [self._at(name) for name in names]:
-            self._patiently("delete", path, lambda path=path: self._remove(path))
+        paths = [self._at(name) for name in names]
+
+        def delete(path: str) -> None:
+            self._patiently("delete", path, lambda: self._remove(path))
+
+        # One request each: deleting many at once is more than every object store can do.
+        with ThreadPoolExecutor(1 if self.is_local else NUM_DELETERS) as pool:
+            list(pool.map(delete, paths))
 
     def delete_all(self) -> None:
         """Delete every file below this folder."""
@@ -284,6 +290,16 @@ def read_url(url: str, max_bytes: int | None = None) -> bytes:
     """The bytes of the file at a path or URL; raises as `Folder.read`."""
     parent, slash, name = url.rpartition("/")
     return Folder(parent or slash or ".").read(name, max_bytes)
+
+
+def _walk(base: Path, prefix: str) -> Iterator[str]:
+    """Names of the files below a folder; folders that can hold none with this prefix are not looked into."""
+    for parent, folders, files in os.walk(base):
+        above = Path(parent).relative_to(base).as_posix() + "/" if Path(parent) != base else ""
+        folders[:] = [
+            name for name in folders if f"{above}{name}/".startswith(prefix) or prefix.startswith(f"{above}{name}/")
+        ]
+        yield from (above + file for file in files)
 
 
 def _write_local(path: str, data: bytes) -> None:

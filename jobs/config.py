@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -101,12 +101,6 @@ class ModelSection(Section):
             raise ValueError("give either `model` or `factory`")
         if self.factory and (self.weights or self.sha256):
             raise ValueError("a factory loads its own weights: leave out `weights` and `sha256`")
-        address = urlsplit(self.weights or "")
-        if address.scheme and ("@" in address.netloc or address.query):
-            # Run files, manifests and messages repeat the address.
-            raise ValueError(
-                "an address of weights may hold no user, password or signature: use s3://, or a public one"
-            )
         if self.model == "toy" and (self.weights or self.sha256):
             raise ValueError("the toy model has its own weights: leave out `weights` and `sha256`")
         return self
@@ -270,6 +264,7 @@ class ClusterSection(Section):
     num_cpus: Count | None = None
     num_replicas: Count | None = None
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    max_gpus: Count | None = None  # that an autoscaler may bring; left out, those that are there
     num_threads: Count = 2  # of each replica and training worker; not what a machine has, so that bytes do not change
     train_workers: Count = 1
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
@@ -324,6 +319,10 @@ def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
         raise ConfigError(f"{path} holds no settings")
     for override in overrides or []:
         _lay_over(raw, override)
+    if secret := list(_keys_of_secrets(raw)):
+        # Manifests, receipts and messages repeat addresses; and this line must not.
+        told = "may hold no user, password or signature; credentials come from the environment (docs/cluster.md)"
+        raise ConfigError("\n".join(f"{path}: '{key}': an address {told}" for key in secret))
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -334,6 +333,17 @@ def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
     except ValueError as error:
         raise ConfigError(f"{path}: vocabulary: {error}") from None
     return config
+
+
+def _keys_of_secrets(value: Any, key: str = "") -> Iterator[str]:
+    """Keys whose address has something before an `@`, or a query: signed addresses carry their signature there."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _keys_of_secrets(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and "://" in value:
+        _, _, rest = value.partition("://")
+        if "@" in rest.partition("/")[0] or "?" in rest:
+            yield key
 
 
 def _lay_over(raw: dict[str, Any], override: str) -> None:

@@ -58,8 +58,9 @@ def run(
             for name in reversed(names[names.index(restart_from) :]):
                 ledger.reset(STEPS[name][0])
         settings = config.model_dump(mode="json", exclude={"cluster"})
-        stages = {name: stage for name, (stage, _) in STEPS.items()}
-        ledger.write_manifest({"config": settings, "models": models, "steps": stages, "versions": versions()})
+        without = set() if config.segmenter else {"segmenter", "predictions"}
+        stages = [stage for stage in dict.fromkeys(stage for stage, _ in STEPS.values()) if stage not in without]
+        ledger.write_manifest({"config": settings, "models": models, "stages": stages, "versions": versions()})
         chosen = list(STEPS) if steps is None else steps
         with session(config.cluster.address, config.cluster.num_cpus):
             results = {name: STEPS[name][1](config, ledger) for name in STEPS if name in chosen}

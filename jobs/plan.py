@@ -190,7 +190,7 @@ def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> Non
 
 def _describe_machines(config: RunConfig) -> str:
     cluster = config.cluster
-    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads)
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     have, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
     return (
         f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, "
@@ -280,7 +280,7 @@ def _plan_stage(
     config: RunConfig, stage: str, num_images: int, seconds: Mapping[str, float], row_bytes: float, png_bytes: float
 ) -> StagePlan:
     cluster = config.cluster
-    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads)
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     replica = seconds.get(REPLICAS.get(stage, ""), 0.0)
     helpers = sum(seconds.values()) - replica
     cpus = ray.cluster_resources().get("CPU", 1.0)

@@ -135,7 +135,8 @@ def predict_images(config: RunConfig, run: Run, model: Folder, trained: Receipt,
     started = begin_stage(run, stage, settings, [images, trained])
     if started.receipt:
         return started.receipt
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     arguments = {
         "spec": spec,
         "folder": model,

@@ -32,7 +32,8 @@ def run(config: RunConfig, run: Run) -> Receipt:
     started = begin_stage(run, STAGE, inputs, [images])
     if started.receipt:
         return started.receipt
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     operators = [
         Operator(decode_shard, {"run": run, "stage": STAGE}, num_cpus=plan.helper_cpus),
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),

@@ -41,7 +41,8 @@ def refine_images(config: RunConfig, run: Run, predicted: str, stage: str) -> Re
     started = begin_stage(run, stage, {"alpha": section.alpha, "png": section.png}, [superpixels, said])
     if started.receipt:
         return started.receipt
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     arguments = {
         "run": run,
         "predicted": predicted,

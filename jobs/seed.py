@@ -47,7 +47,8 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
     if started.receipt:
         return started.receipt
     vocabulary = config.resolve_vocabulary()
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     clip_arguments = {
         "spec": config.clip.spec(),
         "vocabulary": vocabulary,

@@ -35,7 +35,7 @@ def gather(run: Run) -> dict[str, Any]:
     begun = run.stages()
     stages = [
         _stage(run, stage, working, images.num_rows if images else None, stage in begun)
-        for stage in dict.fromkeys(manifest["steps"].values())
+        for stage in manifest["stages"]
         if stage != "reports"
     ]
     kinds = Counter((row["stage"], row["error_type"]) for row in run.failures().to_pylist())
@@ -91,7 +91,7 @@ def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int
         rate = receipt.num_rows / receipt.seconds if receipt.seconds else None
         return row | {
             "state": "complete", "done": receipt.num_rows, "left": 0, "failed": receipt.num_failures,
-            "total": receipt.num_rows + receipt.num_failures, "per_second": rate, "seconds_left": 0.0,
+            "total": receipt.num_rows + receipt.num_failures, "per_second": rate,
         }  # fmt: skip
     if working and working["stage"] == stage:
         left = working["total"] - working["done"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,16 @@ def real() -> Path:
     if not (REAL / "README.md").exists():
         pytest.skip("the folder of real photographs is absent")
     return REAL
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of a few scenes, made by the command on this machine; what it printed is beside it, in `stdout`."""
+    from tests.faults import DEMO, ROOT, SMALL  # after the hook above: it imports fmwsss_core
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    (run.parent / "stdout").write_text(result.stdout)
+    return str(run)

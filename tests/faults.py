@@ -19,13 +19,12 @@ from cluster.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "demo.yaml")
-# Small, and with several shards to every stage, so that there is always something left to lose.
-TINY = [
-    "dataset.num_images=8", "shard_rows=2", "propose.points_per_side=2", "preview.num_images=1",
-    "learn.classification.epochs=2", "learn.segmentation.epochs=2",
-    "learn.classification.batch_size=2", "learn.segmentation.batch_size=2",
-    "cluster.num_replicas=2", "cluster.num_threads=1", "cluster.checkpoint_every_s=0",
+SMALL = [
+    "dataset.num_images=10", "shard_rows=3", "propose.points_per_side=6", "preview.num_images=4",
+    "learn.classification.epochs=1", "learn.segmentation.epochs=1",
+    "learn.classification.batch_size=4", "learn.segmentation.batch_size=4",
 ]  # fmt: skip
+ON_THREE_NODES = ["cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
 STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
 TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
 
@@ -77,9 +76,9 @@ class ThreeNodes:
 def start_run(
     run: str, address: str | None, log: Path, *more: str, env: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """`fmwsss run` of the tiny world in a process of its own, its output appended to a file."""
+    """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
     where = [f"cluster.address={address}"] if address else []
-    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *TINY, *where, *more]
+    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL, *ON_THREE_NODES, *where, *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -17,8 +17,8 @@ from cluster.storage import Folder
 from tests.faults import (
     DEMO,
     ROOT,
+    SMALL,
     STAGES,
-    TINY,
     ThreeNodes,
     end,
     has_begun,
@@ -36,14 +36,6 @@ def nodes() -> Iterator[ThreeNodes]:
     nodes = ThreeNodes()
     yield nodes
     nodes.shutdown()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(nodes: ThreeNodes, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    process = start_run(str(folder / "run"), nodes.address, folder / "log")
-    assert process.wait(500) == 0, (folder / "log").read_text()
-    return str(folder / "run")
 
 
 @pytest.mark.timeout(900)
@@ -122,7 +114,7 @@ def test_a_disk_that_is_full(undisturbed: str, tmp_path: Path) -> None:
         pytest.skip("this machine does not let users mount disks in a name space of their own")
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
-    command = f"{sys.executable} -m jobs.cli run {DEMO} run={disk}/run {' '.join(TINY)} --only ingest"
+    command = f"{sys.executable} -m jobs.cli run {DEMO} run={disk}/run {' '.join(SMALL)} --only ingest"
     script = f"""
         mount -t tmpfs -o size=120k tmpfs {disk} && cd {ROOT} || exit 99
         {command}; echo first: $?
@@ -147,7 +139,7 @@ def test_requests_are_counted(s3_url: str, undisturbed: str, tmp_path: Path) -> 
     for name, data in everything(undisturbed).items():
         if not name.startswith(("seeds/", "reports/", "prompts/segmentation")):
             folder.write(name, data)
-    num_parts, num_images = 4, 8
+    num_parts, num_images = 4, 10
     with proxy_to(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         log = tmp_path / "log"
         process = start_run(
@@ -191,6 +183,6 @@ def test_two_drivers_on_one_run_and_its_state_from_outside(nodes: ThreeNodes, tm
     assert "no driver works on it" in told
     lines = [line.split("│")[1:4] for line in told.splitlines() if "│" in line]
     states = {stage.strip(): (state.strip(), done.strip()) for stage, state, done in lines}
-    assert states["images"] == ("complete", "8")
-    assert states["superpixels"] == ("complete", "8")
+    assert states["images"] == ("complete", "10")
+    assert states["superpixels"] == ("complete", "10")
     assert states["seeds/fine"] == ("waiting", "")

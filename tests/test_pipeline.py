@@ -1,4 +1,4 @@
-"""The whole way of the data on the toy world: by command, on a cluster, to S3, killed and resumed. The same bytes."""
+"""The whole way of the data on the toy world: by command, to S3, killed and resumed. The same bytes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 
 from cluster.ledger import Run
 from cluster.storage import Folder
 from fmwsss_core.toy.world import draw_scene
-from jobs import pipeline
-from jobs.config import load_config
+from tests.faults import DEMO, SMALL, STAGES, outputs
 from tests.pictures import CRASHING, crashing_decoder, png
 
 ROOT = Path(__file__).parents[1]
-DEMO = str(ROOT / "configs" / "demo.yaml")
-SMALL = [
-    "dataset.num_images=10", "shard_rows=3", "propose.points_per_side=6", "preview.num_images=4",
-    "learn.classification.epochs=1", "learn.segmentation.epochs=1",
-    "learn.classification.batch_size=4", "learn.segmentation.batch_size=4",
-]  # fmt: skip
-STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
 
 
 def command(run: str, *more: str) -> list[str]:
@@ -38,26 +29,9 @@ def fmwsss(run: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(run, *more), cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
-def outputs(run: str) -> dict[str, bytes]:
-    """Every file of a run that must be the same wherever and however it was made."""
-    folder = Folder(run)
-    told_apart = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
-    return {name: folder.read(name) for name in folder.list() if not name.endswith(told_apart)}
-
-
 def figures(run: str) -> list[dict[str, object]]:
     rows = json.loads(Folder(run).read("reports/metrics.json"))["rows"]
     return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run made by the command on this machine."""
-    run = str(tmp_path_factory.mktemp("undisturbed") / "run")
-    result = fmwsss(run)
-    assert result.returncode == 0, result.stderr
-    (Path(run).parent / "stdout").write_text(result.stdout)
-    return run
 
 
 def test_the_command_writes_what_the_readme_promises(undisturbed: str) -> None:
@@ -95,24 +69,6 @@ def test_changed_settings_are_refused_by_name(undisturbed: str) -> None:
     assert result.returncode == 2
     assert "propose.stability_threshold: 0.5 -> 0.9" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.mark.timeout(900)
-def test_three_nodes_give_the_same_bytes(undisturbed: str, tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
-        ray.init(address=cluster.address, log_to_driver=False)
-        config = load_config(DEMO, [f"run={tmp_path / 'run'}", *SMALL, "cluster.num_replicas=2"])
-        pipeline.run(config)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert outputs(str(tmp_path / "run")) == outputs(undisturbed)
-    assert figures(str(tmp_path / "run")) == figures(undisturbed)
 
 
 @pytest.mark.timeout(900)

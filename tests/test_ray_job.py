@@ -114,7 +114,9 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     validate_config(prepare_config(config))
     assert "GPU" not in config["available_node_types"]["head"]["resources"]
     assert config["available_node_types"]["gpu_worker"]["min_workers"] == 0
-    assert all("RAY_AUTH_MODE=token" in line for line in config["worker_start_ray_commands"][1:])
+    starts = config["head_start_ray_commands"][1:] + config["worker_start_ray_commands"][1:]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
 
 
 def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
@@ -126,7 +128,6 @@ def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
     assert (python, flag, module) == ("python", "-m", "jobs.pipeline")
     config = load_config(str(ROOT / run_file), overrides)
     assert config.run.startswith("s3://")
-    assert config.cluster.gpus_per_replica == 1
     assert spec["backoffLimit"] > 0
     assert spec["shutdownAfterJobFinishes"] is True
     assert cluster["rayVersion"] == ray.__version__
@@ -135,6 +136,7 @@ def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
     head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"]["num-gpus"] == "0"
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    assert config.cluster.max_gpus == workers["maxReplicas"]
     containers = [group["template"]["spec"]["containers"][0] for group in (head, workers)]
     assert len({container["image"] for container in containers}) == 1
     assert all(container["envFrom"] == [{"secretRef": {"name": "fmwsss-s3"}}] for container in containers)

@@ -82,13 +82,14 @@ def test_no_module_of_ours_unpickles_or_evaluates() -> None:
                     assert called not in ("yaml.load", "yaml.unsafe_load"), f"{path}:{node.lineno}"
 
 
+@pytest.mark.parametrize("key", ["run", "dataset.images", "sam.weights"])
 @pytest.mark.parametrize(
     "address",
     ["https://user:secret@host/w.pth", "https://host/w.pth?X-Amz-Signature=secret", "s3://key:secret@b/w.pth"],
 )
-def test_addresses_with_secrets_are_refused_without_repeating_them(address: str) -> None:
-    with pytest.raises(ConfigError, match="may hold no user, password or signature") as caught:
-        load_config(DEMO, [f"sam={{model: vit_b, sha256: ab, weights: '{address}'}}"])
+def test_addresses_with_secrets_are_refused_before_anything_repeats_them(key: str, address: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}': an address may hold no user, password or signature") as caught:
+        load_config(DEMO, [f"{key}={address}"])
     assert "secret" not in str(caught.value)
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +17,8 @@ import torch
 from open_clip import CLIP
 
 from cluster.models import ModelError, ModelSpec, check, file_sha256, load_clip, load_sam, state_sha256, weights_file
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,41 @@ def test_weights_from_a_url_are_fetched_once_and_checked(tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="another or a damaged file"):
         weights_file(ModelSpec(model="vit_b", weights=f"file://{other}", sha256="1" * 64))
     assert len(list(fetched.parent.iterdir())) == 1, "a file that was refused must not stay in the cache"
+
+
+def test_the_replicas_of_a_machine_fetch_once(tmp_path: Path) -> None:
+    """Several processes at once, from a web server that counts."""
+    asked: list[str] = []
+
+    class Weights(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.command)
+            time.sleep(0.5)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"weights" if self.command == "GET" else b"")
+
+        do_HEAD = do_GET  # noqa: N815 - named by the base class
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Weights)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, sha256 = f"http://127.0.0.1:{server.server_port}/w.pth", hashlib.sha256(b"weights").hexdigest()
+    code = f"""
+from cluster.models import ModelSpec, weights_file
+print(weights_file(ModelSpec(model="vit_b", weights="{url}", sha256="{sha256}")).read_bytes())
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(3)
+    ]
+    assert [process.communicate()[0] for process in processes] == [b"b'weights'\n"] * 3
+    server.shutdown()
+    server.server_close()
+    assert asked.count("GET") == 1
 
 
 def test_a_pickle_with_code_is_not_executed(tmp_path: Path) -> None:

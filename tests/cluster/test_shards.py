@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from cluster.resources import ResourceError, plan_replicas
 from cluster.shards import NUM_RETRIES, Operator, ShardError, map_shards
 from cluster.storage import StorageError
 
@@ -196,6 +197,17 @@ def test_the_reason_of_the_storage_arrives_as_it_was_said() -> None:
 def test_resources_that_never_come_are_an_error() -> None:
     with pytest.raises(ShardError, match="nothing happened for 5 s"):
         map_shards(shards(3), [Operator(Adder, {"amount": 1}, num_gpus=7)], lambda row: None, no_progress_timeout_s=5)
+
+
+def test_replicas_follow_the_gpus_that_are_there_or_may_come() -> None:
+    assert plan_replicas(None, None, 2).num_replicas == 2
+    halves = plan_replicas(None, 0.5, 2)
+    assert (halves.num_replicas, halves.num_gpus) == (4, 0.5)
+    assert plan_replicas(None, None, 2, max_gpus=16).num_replicas == 16
+    with pytest.raises(ResourceError, match=r"5 replicas with 0\.5 GPU each were asked for; the cluster has 2 GPU"):
+        plan_replicas(5, 0.5, 2)
+    without = plan_replicas(None, 0, 2)
+    assert (without.num_replicas, without.num_gpus) == (2, 0)
 
 
 def test_nothing_to_do() -> None:

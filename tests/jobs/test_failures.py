@@ -32,6 +32,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     else:
         folder = Folder(request.getfixturevalue("s3_url")).child(f"failures/{tmp_path.name}")
     run = Run(folder)
+    run.write_manifest({"stages": [*READS, "reports"]})
     for stage, reads in READS.items():
         run.begin(stage, {"reads": dict.fromkeys(reads, "key")})
         parts = ["prompts.safetensors"] if stage.startswith("prompts/") else [part_name(index) for index in range(3)]
