@@ -75,7 +75,8 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     factories = (config.clip.factory, config.sam.factory, config.segmenter and config.segmenter.factory)
     if any(factories):
         raise ValueError(
-            "a model of this run comes from a factory; say which run file names it: --config RUN_FILE (predict: RUN_FILE for RUN)"
+            "a model of this run comes from a factory; say which run file names it: --config RUN_FILE "
+            "(for `predict` in place of RUN)"
         )
     return config
 

@@ -52,8 +52,6 @@ def predict_dataset(
     Raises:
         ValueError: there is no trained segmenter, the images can't be read, or all of them failed.
     """
-    if not NAME.fullmatch(name):
-        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
     model, trained = trained_folder(config, run)
     spec = segmenter_spec(config)
     own = predictions_run(run, name)
@@ -101,7 +99,13 @@ def kept_folder(section: SegmenterSection) -> str:
 
 
 def predictions_run(run: Run, name: str) -> Run:
-    """The run in a run that holds one data set and what was predicted of it."""
+    """The run in a run that holds one data set and what was predicted of it.
+
+    Raises:
+        StageError: the name is no name for a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
     return Run(run.folder.child(f"predictions/{name}"))
 
 
@@ -114,7 +118,9 @@ def ingest_validation(config: RunConfig, run: Run) -> Run:
     return own
 
 
-def predict_images(config: RunConfig, run: Run, model: Folder, trained: Receipt, stage: str, restrict: bool) -> Receipt:
+def predict_images(
+    config: RunConfig, run: Run, spec: SegmenterSpec, model: Folder, trained: Receipt, stage: str, restrict: bool
+) -> Receipt:
     """Predicts the images of a run with the segmenter in a folder: decode | segmenter | encode and write.
 
     Args:
