@@ -106,6 +106,7 @@ def predict(
     overrides: Overrides = None,
     truth: Annotated[str | None, typer.Option(help="folder of label PNGs named by id, to judge by")] = None,
     name: Annotated[str, typer.Option(help="of the folder in RUN/predictions/")] = "new",
+    voc: Annotated[bool, typer.Option("--voc", help="also pack them for the server of PASCAL VOC")] = False,
 ) -> None:
     """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
     with _told_in_lines():
@@ -119,7 +120,7 @@ def predict(
             settings = config_of(Run(Folder(run)), overrides)
         from jobs import pipeline
 
-        print(f"predictions: {pipeline.predict_new(settings, images, truth, name)}")
+        print(f"predictions: {pipeline.predict_new(settings, images, truth, name, voc)}")
 
 
 @app.command()

@@ -266,8 +266,8 @@ def train_segmenter(job: TrainJob, board: Any) -> None:
         ValueError: settings that this engine does not have, or a loss that is not finite.
     """
     use_threads(job.num_threads)
-    for name in ("detectron2", "fvcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Enabled, detectron2 leaves logging as it is; else it would set up its own, which prints the whole network.
+    logging.getLogger("detectron2").setLevel(logging.INFO)
     folder = job.run.folder.child(job.stage)
     with tempfile.TemporaryDirectory() as output:
         if folder.exists(CHECKPOINT_FILE):

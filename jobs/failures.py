@@ -76,7 +76,7 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     if any(factories):
         raise ValueError(
             "a model of this run comes from a factory; say which run file names it: --config RUN_FILE "
-            "(predict: RUN_FILE for RUN)"
+            "(for `predict` in place of RUN)"
         )
     return config
 

@@ -70,8 +70,8 @@ def run(
         print(f"report: {results['preview']}")
 
 
-def predict_new(config: RunConfig, images: str, truth: str | None, name: str) -> str:
-    """Predicts a folder of images with the run's segmenter; returns the folder of what was predicted.
+def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pack_voc: bool = False) -> str:
+    """Predicts a folder of images with the run's segmenter; returns the folder of what was predicted, or its archive.
 
     Raises:
         ValueError: anything that a user can put right, in one line.
@@ -82,9 +82,10 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str) ->
     own.folder.probe()
     with hold(own.folder, running), session(config.cluster.address, config.cluster.num_cpus):
         metrics = predict.predict_dataset(config, ledger, dataset, name)
+        archive = predict.pack_for_voc(own) if pack_voc else None
     if metrics["truth"]:
         print_table(metrics)
-    return own.folder.url
+    return archive or own.folder.url
 
 
 if __name__ == "__main__":

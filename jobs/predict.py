@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from cluster.ledger import Receipt, Run
 from cluster.resources import plan_replicas
@@ -24,6 +27,8 @@ from jobs.stage import StageError, begin_stage, run_sharded, upstream
 
 PREDICTED, REFINED = "predicted", "refined"
 VALIDATION = "validation"
+VOC_ARCHIVE = "voc_results.tar.gz"
+VOC_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"  # of the server: trained on more than its own masks
 LAST, BEST = "last", "best"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -52,8 +57,6 @@ def predict_dataset(
     Raises:
         ValueError: there is no trained segmenter, the images can't be read, or all of them failed.
     """
-    if not NAME.fullmatch(name):
-        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
     model, trained = trained_folder(config, run)
     spec = segmenter_spec(config)
     own = predictions_run(run, name)
@@ -101,8 +104,38 @@ def kept_folder(section: SegmenterSection) -> str:
 
 
 def predictions_run(run: Run, name: str) -> Run:
-    """The run in a run that holds one data set and what was predicted of it."""
+    """The run in a run that holds one data set and what was predicted of it.
+
+    Raises:
+        StageError: the name is no name for a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
     return Run(run.folder.child(f"predictions/{name}"))
+
+
+def pack_for_voc(run: Run) -> str:
+    """All predictions of a run, refined if they are, as the archive that the server of PASCAL VOC takes; its URL.
+
+    A task packs and writes it: no picture passes through the driver.
+    """
+    stage = REFINED if run.receipt(REFINED) else PREDICTED
+    ray.get(_write_archive.options(num_cpus=0.5).remote(run, stage))
+    return f"{run.folder.url}/{VOC_ARCHIVE}"
+
+
+@ray.remote
+def _write_archive(run: Run, stage: str) -> None:
+    receipt = run.receipt(stage)
+    assert receipt is not None
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for part in receipt.parts:
+            for row in run.folder.child(stage).read_table(part, columns=["image_id", "labels"]).to_pylist():
+                entry = tarfile.TarInfo(f"{VOC_FOLDER}/{row['image_id']}.png")
+                entry.size = len(row["labels"])
+                archive.addfile(entry, io.BytesIO(row["labels"]))
+    run.folder.write(VOC_ARCHIVE, buffer.getvalue())
 
 
 def ingest_validation(config: RunConfig, run: Run) -> Run:
@@ -114,7 +147,9 @@ def ingest_validation(config: RunConfig, run: Run) -> Run:
     return own
 
 
-def predict_images(config: RunConfig, run: Run, model: Folder, trained: Receipt, stage: str, restrict: bool) -> Receipt:
+def predict_images(
+    config: RunConfig, run: Run, spec: SegmenterSpec, model: Folder, trained: Receipt, stage: str, restrict: bool
+) -> Receipt:
     """Predicts the images of a run with the segmenter in a folder: decode | segmenter | encode and write.
 
     Args:

@@ -67,16 +67,16 @@ def test_what_is_stored_predicts_the_same_when_loaded(changes: dict[str, Any], t
         for parameter in segmenter.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     Folder(str(tmp_path)).write_many(segmenter_files(segmenter, own))
-    loaded, stored = load_segmenter(Folder(str(tmp_path)))
-    assert stored == own
+    loaded = load_segmenter(Folder(str(tmp_path)), own)
     image = draw_scene(3).image
     expected = probabilities(segmenter.eval(), image, own.short_side_px)
     assert torch.equal(probabilities(loaded, image, own.short_side_px), expected)
 
 
 def test_weights_of_a_whole_network_with_other_classes_and_of_a_backbone(tmp_path: Path):
-    whole = write(tmp_path / "whole", spec(class_names=("background", "thing"), random_seed=5))
-    given = load_segmenter(whole)[0]
+    other = spec(class_names=("background", "thing"), random_seed=5)
+    whole = write(tmp_path / "whole", other)
+    given = load_segmenter(whole, other)
     begun = new_segmenter(spec(weights=whole.url))
     assert begun.num_classes == 13
     own, theirs = begun.state_dict(), given.state_dict()
@@ -104,6 +104,12 @@ def test_mistakes_are_one_line(tmp_path: Path):
     ):
         with pytest.raises(ModelError, match=message):
             new_segmenter(spec(**changes))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path):
+    folder = write(tmp_path, spec())
+    with pytest.raises(ModelError, match="does not fit the network of the run file"):
+        load_segmenter(folder, spec(options={**OPTIONS, "decoder_layers": 3}))
 
 
 def test_a_specification_survives_json():

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.storage import Folder
-from jobs.config import FolderData, ToyData, VocData
+from jobs.config import FolderData, ToyData, UnlabelledData, VocData
 from jobs.datasets import DatasetError, Source, draw_toy, read_folder, read_voc, sources_of
 
 
@@ -162,3 +162,18 @@ def test_the_run_file_chooses_and_limits(tmp_path: Path) -> None:
     assert len(sources_of(ToyData(kind="toy", num_images=4))) == 4
     assert len(sources_of(VocData(kind="voc", root=root.url, split="train", max_images=2))) == 2
     assert len(sources_of(FolderData(kind="folder", images=images, labels=labels))) == 4
+
+
+def test_a_folder_without_labels_is_every_image_in_it_with_its_truth(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    (tmp_path / "truth").mkdir()
+    for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    (tmp_path / "truth" / "a.png").write_bytes(b"x")
+    found = sources_of(
+        UnlabelledData(kind="unlabelled", images=str(tmp_path / "photos"), truth=str(tmp_path / "truth"))
+    )
+    assert [(source.image_id, source.classes, source.problem) for source in found] == [("a", (), None), ("b", (), None)]
+    assert [source.truth_url for source in found] == [f"{tmp_path}/truth/a.png", None]
+    with pytest.raises(DatasetError, match="there are no images in"):
+        sources_of(UnlabelledData(kind="unlabelled", images=str(tmp_path / "truth" / "none")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,19 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     photos, truth = tmp_path / "photos", tmp_path / "truth"
     make_photos(photos, truth)
     arguments = ["predict", str(trained), "--images", str(photos), "--truth", str(truth), "--name", "mine"]
-    result = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]", "cluster.num_replicas=2")
+    result = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]", "cluster.num_replicas=2", "--voc")
     assert result.returncode == 0, result.stderr
     assert "predicted: 5 of 5 images" in result.stdout
     assert "boundary" in result.stdout
     own = trained / "predictions" / "mine"
-    assert str(own) in result.stdout
+    assert str(own / "voc_results.tar.gz") in result.stdout
+    with tarfile.open(own / "voc_results.tar.gz") as archive:
+        names = sorted(archive.getnames())
+        assert names[0] == "results/VOC2012/Segmentation/comp6_test_cls/new-100.png"
+        assert len(names) == NUM_NEW
+        packed = archive.extractfile(names[0])
+        assert packed is not None
+        assert packed.read() == (own / "refined" / "png" / "new-100.png").read_bytes()
     metrics = json.loads((own / "reports" / "metrics.json").read_text())
     assert [row["name"] for row in metrics["rows"]] == ["predicted", "refined"]
     for row in metrics["rows"]:
@@ -96,6 +104,24 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     again = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in own.rglob("part-*")} == before
+
+
+@pytest.mark.timeout(900)
+def test_a_second_round_is_trained_on_refined_labels_of_the_images_own_classes(trained: Path):
+    arguments = [CONFIG, f"run={trained}", "segmenter.engine=ray", *TINY, "segmenter.rounds=2"]
+    for step in ("propose", "train"):
+        result = fmwsss(step, *arguments)
+        assert result.returncode == 0, result.stderr
+    assert "segmenter/round-1: 8 of 8" not in result.stdout, "the first round is there already"
+    assert "segmenter/round-2: 8 of 8 iterations" in result.stdout
+    folder = Folder(str(trained / "segmenter"))
+    for stage in ("round-1/predicted", "round-1/refined"):
+        rows = [row for part in range(3) for row in folder.read_table(f"{stage}/part-{part:05d}.parquet").to_pylist()]
+        assert len(rows) == 10
+        for row in rows:
+            own = set(draw_scene(int(row["image_id"].removeprefix("toy-"))).classes)
+            assert set(row["classes"]) <= own
+    assert folder.exists("round-2/last/model.safetensors")
 
 
 @pytest.mark.parametrize(
