@@ -10,7 +10,14 @@ import pyarrow as pa
 from cluster.models import ModelSpec, load_clip, load_sam
 from cluster.rows import map_rows
 from cluster.storage import Folder
-from fmwsss_core.records import DETECTIONS_PAYLOAD, MAPS_PAYLOAD, detections_row, maps_to_bytes
+from fmwsss_core.records import (
+    DETECTIONS_PAYLOAD,
+    MAPS_PAYLOAD,
+    detections_row,
+    features_to_bytes,
+    maps_to_bytes,
+    views_payload,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -82,7 +89,13 @@ class ClipReplica:
         with torch.no_grad():
             features = self.clip.encode_image(self.clip.preprocess(image), with_attention=True)
             assert features.attention is not None
-            maps = softmax_gradcam(self.clip, features.last_block_input, self.foreground, self.background, present)
+            maps = softmax_gradcam(
+                self.clip.last_block(features.last_block_input),
+                self.clip.logit_scale,
+                self.foreground,
+                self.background,
+                present,
+            )
             cams = normalise(maps.cam)
             refined = normalise(
                 refine(features.attention[0], cams, features.grid, self.box_threshold, self.num_sinkhorn)
@@ -97,6 +110,41 @@ class ClipReplica:
             "cam": maps_to_bytes(cams.float().reshape(shape).cpu().numpy()),
             "refined_cam": maps_to_bytes(refined.float().reshape(shape).cpu().numpy()),
         }
+
+
+class FeatureReplica:
+    """A frozen CLIP that turns the fixed views of an image into what prompt learning keeps of them."""
+
+    def __init__(
+        self, spec: ModelSpec, kind: str, num_views: int, crop_px: int, half: bool, stage: str, num_threads: int
+    ) -> None:
+        use_threads(num_threads)
+        self.clip = load_clip(spec)
+        self.kind, self.num_views, self.crop_px, self.half = kind, num_views, crop_px, half
+        self.stage = stage
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Rows of `views_payload` in, with pixels; the same out, with features."""
+        return map_rows(block, self._encode, views_payload(self.num_views), self.stage)
+
+    def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        from fmwsss_core.last_block import map_product
+
+        pixels = [np.frombuffer(row[f"view_{index}"], np.uint8) for index in range(self.num_views)]
+        views = torch.from_numpy(np.stack(pixels).reshape(-1, 3, self.crop_px, self.crop_px)).to(self.clip.device)
+        with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half):
+            tokens = self.clip.encode_image(self.clip.preprocess(views), with_attention=False).last_block_input
+        kept = [tokens.float()]
+        if self.kind == "product":
+            found = map_product(self.clip.last_block(kept[0]))
+            kept = [found.embedding[:, None], found.product]
+        arrays = [array.cpu().numpy() for array in kept]
+        features = {
+            f"view_{index}": features_to_bytes(*(array[index] for array in arrays)) for index in range(self.num_views)
+        }
+        return {"height_px": row["height_px"], "width_px": row["width_px"], **features}
 
 
 def use_threads(num_threads: int) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util import metrics
@@ -36,6 +36,9 @@ NUM_RESTARTS = 100
 NUM_SHARDS_IN_FLIGHT = 2
 # Travels with a block beside its rows: which operator had it, where, when and for how long; JSON in the first row.
 TIMINGS = "_timings"
+# Of a task that feeds a training loop: it shares its machine with the loop, which waits for it.
+STREAM_CPUS = 0.25
+STREAM_BLOCK_BYTES = 32 << 20
 FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
 
 
@@ -118,6 +121,44 @@ def map_shards(
         raise ShardError(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
     if left:
         raise ShardError(_line(left, _DIED))
+
+
+def stream_shards(
+    shards: Sequence[Mapping[str, Any]],
+    function: Callable[..., Iterator[pa.Table]],
+    arguments: Mapping[str, Any],
+    batch_rows: int,
+    num_tasks: int,
+) -> Iterator[pa.Table]:
+    """What a function makes of shards, in their order, in tables of `batch_rows` rows: the way into a training loop.
+
+    Tasks on any node work ahead of where their rows are wanted, as far as the object store allows.
+
+    Args:
+        shards: each describes one shard, small; comes to the function as a table of one row.
+        function: `function(block, **arguments)` yields tables.
+        arguments: small and picklable.
+        batch_rows: rows of each table that comes out; of the last one perhaps fewer.
+        num_tasks: shards at work at a time.
+    """
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = STREAM_BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with DataContext.current(context):
+        dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
+        dataset = dataset.map_batches_internal(
+            function,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=STREAM_CPUS,
+            compute=TaskPoolStrategy(size=num_tasks),
+            fn_kwargs=dict(arguments),
+            max_retries=NUM_RETRIES,
+        )
+        yield from dataset.iter_batches(batch_size=batch_rows, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[misc]
 
 
 _DIED = f"a worker died {NUM_RETRIES + 1} times over it (out of memory, or a crash in native code; see Ray's logs)"

@@ -26,18 +26,32 @@ class TrainPlan:
     """Workers of a training job.
 
     Attributes:
-        num_workers: processes that share each batch.
+        num_workers: processes that share each batch; or least and most, and Ray Train takes what there is room for.
         use_gpu: whether each has a GPU of its own.
+        num_cpus: logical CPUs of each; below one on small machines, so that tasks that draw batches find room.
+        num_feeders: tasks that draw batches, for each worker.
     """
 
-    num_workers: int
+    num_workers: int | tuple[int, int]
     use_gpu: bool
+    num_cpus: float
+    num_feeders: int
+
+    @property
+    def most_workers(self) -> int:
+        """The greatest size of the group."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-def plan_training(num_workers: int) -> TrainPlan:
-    """A GPU for every worker if the cluster has that many, else none."""
+def plan_training(num_workers: int | tuple[int, int]) -> TrainPlan:
+    """A GPU for every worker if the cluster has that many (for the least of them), else none."""
     have = ray.cluster_resources()
-    return TrainPlan(num_workers, have.get("GPU", 0) >= num_workers)
+    least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    cpus = have.get("CPU", 1.0)
+    # Half of the CPUs at the most: the other half draws batches.
+    return TrainPlan(
+        num_workers, have.get("GPU", 0) >= least, min(1.0, cpus / (2 * most)), max(1, int(cpus / 2 / most))
+    )
 
 
 def train(
@@ -55,7 +69,7 @@ def train(
         TrainingError: the loop raised, or workers died more often than they are restarted.
     """
     path, filesystem = _arrow_path(scratch)
-    resources = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": 1.0}
+    resources = {"GPU": 1.0, "CPU": plan.num_cpus} if plan.use_gpu else {"CPU": plan.num_cpus}
     trainer = TorchTrainer(
         loop,
         train_loop_config=dict(settings),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fmwsss_core.clip import FrozenClip
+from fmwsss_core.last_block import LastBlock, MapProduct
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def class_scores(
 
 
 def softmax_gradcam(
-    clip: FrozenClip,
-    last_block_input: Float[Tensor, "batch all_tokens width"],
+    block: LastBlock | MapProduct,
+    logit_scale: float,
     foreground: Float[Tensor, "classes embed"],
     background: Float[Tensor, "backgrounds embed"],
     present: Bool[Tensor, "batch classes"],
@@ -54,30 +54,27 @@ def softmax_gradcam(
     """CAM^c = F w^c with w^c the mean over patch tokens of d s^c / d F, for every present class (M2, CLIP-ES).
 
     The chain from prompts to map is linear in its last step (M2.1): u^c = scale s^c (t_c - sum_j s^j t_j) is an
-    ordinary differentiable expression, and so is w = J u, written out in `LastBlock.gradient`. Its memory grows with
+    ordinary differentiable expression, and so is F J u, written out in `LastBlock`. Its memory grows with
     the rows, not with rows x batch, and no second derivative is taken.
 
     Args:
-        clip: the frozen CLIP that computed `last_block_input`.
-        last_block_input: as in `ImageFeatures`; not part of the graph.
+        block: of the images; not part of the graph.
+        logit_scale: the CLIP's.
         foreground: L2-normalised text embeddings of the F classes.
         background: L2-normalised text embeddings of the background prompts; may be none.
         present: which classes each image shows. An image without any gives no row.
     """
-    block = clip.last_block(last_block_input)
-    logits = clip.logit_scale * block.embedding @ foreground.T
-    scores = class_scores(logits, clip.logit_scale * block.embedding @ background.T, present)
+    logits = logit_scale * block.embedding @ foreground.T
+    scores = class_scores(logits, logit_scale * block.embedding @ background.T, present)
 
     image, class_index = present.nonzero(as_tuple=True)
     # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of
     # two almost equal vectors would lose its digits.
     rivals = scores[image].scatter(1, class_index[:, None], 0)
     pull = rivals.sum(dim=1, keepdim=True) * foreground[class_index] - rivals @ torch.cat([foreground, background])
-    cotangent = clip.logit_scale * scores[image, class_index][:, None] * pull
+    cotangent = logit_scale * scores[image, class_index][:, None] * pull
 
-    gradient = block.gradient(cotangent, image)
-    cam = torch.einsum("rnk,rk->rn", block.activation[image], gradient)
-    return ClassMaps(image, class_index, cam, logits)
+    return ClassMaps(image, class_index, block.cam(cotangent, image), logits)
 
 
 def normalise(cam: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:

@@ -81,6 +81,11 @@ class FrozenClip(nn.Module):
         return int(self._visual.proj.shape[1])
 
     @property
+    def image_width(self) -> int:
+        """Width K of a token of the image tower."""
+        return int(self._visual.proj.shape[0])
+
+    @property
     def text_width(self) -> int:
         """Width of a token embedding of the text tower."""
         embed: Any = self.model.token_embedding
@@ -231,10 +236,12 @@ class FrozenClip(nn.Module):
             x = _after_attention(block, x, _attend_along(block, x, tree)[tree.owner, tree.position])
         prompts = torch.arange(len(tree.end), device=x.device)
         attended = _attend_along(last, x, tree)[prompts, tree.end]
-        x = model.ln_final(_after_attention(last, x[tree.path[:, -1]], attended))
-        projection = model.text_projection
-        x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-        return functional.normalize(x, dim=-1)
+        x = _after_attention(last, x[tree.path[:, -1]], attended)
+        # Logits are cosines times a hundred: their last step keeps its digits, under autocast too.
+        with torch.autocast(x.device.type, enabled=False):
+            x, projection = model.ln_final(x), model.text_projection
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+            return functional.normalize(x, dim=-1)
 
 
 def _check_supported(model: CLIP) -> None:

@@ -35,9 +35,16 @@ class LastBlock:
     _weights: Float[Tensor, "batch heads tokens all_tokens"]
     _attended: Float[Tensor, "batch heads tokens head"]
     _middle: tuple[Tensor, Tensor]  # normalised input of ln_2 and 1 / its deviation
-    _slope: Float[Tensor, "batch tokens hidden"]  # derivative of the activation function
+    _slope: Float[Tensor, "batch tokens hidden"]  # derivative of the activation function, times the scale of ln_post
+    _lifted: Float[
+        Tensor, "batch tokens hidden"
+    ]  # the direction of each token, through c_proj and the activation function
     _out: tuple[Tensor, Tensor]  # normalised input of ln_post and 1 / its deviation
     _length: Float[Tensor, "batch 1"]  # of the embedding before its L2 norm
+
+    def cam(self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]) -> Float[Tensor, "rows tokens"]:
+        """F J u of M2.1: the raw class activation map of each row; see `gradient`."""
+        return torch.einsum("rnk,rk->rn", self.activation[image], self.gradient(cotangent, image))
 
     def gradient(
         self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]
@@ -63,8 +70,10 @@ class LastBlock:
         shared = shared - shared.mean(dim=1, keepdim=True)
         along = out @ shared[:, :, None] / width
         to_output = out_scale * (shared[:, None] - out * along)
-        c_proj = _scale_of(block.ls_2, block.mlp[2].weight)
-        hidden = out_scale * ((shared @ c_proj)[:, None] - (self._out[0] @ c_proj)[image] * along) * self._slope[image]
+        hidden = (
+            self._slope[image] * (shared @ _scale_of(block.ls_2, block.mlp[2].weight))[:, None]
+            - self._lifted[image] * along
+        )
         to_middle = hidden @ block.mlp[0].weight * block.ln_2.weight
         centred = to_middle - to_middle.mean(dim=2, keepdim=True)
         to_middle = to_output + middle_scale * (centred - middle * (to_middle * middle).mean(dim=2, keepdim=True))
@@ -85,6 +94,44 @@ class LastBlock:
         return joined @ block.attn.in_proj_weight / num_tokens
 
 
+@dataclass(frozen=True)
+class MapProduct:
+    """F J of M2.1 d: with it the maps of an image need no image tower at all; exact, for it is all of their Jacobian.
+
+    It costs as many products with the last block's Jacobian as the embedding is wide, and pays where an image (or a
+    fixed view of it) is visited more often than about a quarter of that.
+
+    Attributes:
+        embedding: f_I of M2.
+        product: F J.
+    """
+
+    embedding: Float[Tensor, "batch embed"]
+    product: Float[Tensor, "batch tokens embed"]
+
+    def cam(self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]) -> Float[Tensor, "rows tokens"]:
+        """F J u: the raw class activation map of each row, as `LastBlock.cam`."""
+        return torch.einsum("rnd,rd->rn", self.product[image], cotangent)
+
+
+@torch.no_grad()
+def map_product(block: LastBlock, num_at_once: int = 16) -> MapProduct:
+    """The product F J of every image of a batch.
+
+    Args:
+        block: what the last block made of the images.
+        num_at_once: columns of J computed together; more need more memory.
+    """
+    basis = torch.eye(block.embedding.shape[1]).to(block.embedding)
+    product = torch.empty(*block.activation.shape[:2], len(basis)).to(basis)
+    for i in range(len(product)):
+        for first in range(0, len(basis), num_at_once):
+            columns = basis[first : first + num_at_once]
+            image = torch.full((len(columns),), i, device=basis.device)
+            product[i, :, first : first + num_at_once] = block.cam(columns, image).T
+    return MapProduct(block.embedding, product)
+
+
 @torch.no_grad()
 def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_tokens width"]) -> LastBlock:
     """Runs the last block of an open_clip `VisionTransformer` and what follows it, on the patch tokens (M2).
@@ -103,8 +150,10 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
     middle = _normalised(x, block.ln_2)
     before = block.mlp[0](block.ln_2(x))
     # Elementwise, so that its product with ones is its derivative; forward mode also works without a graph.
-    hidden, slope = torch.func.jvp(block.mlp[1], (before,), (torch.ones_like(before),))
+    hidden, slope, *_ = torch.func.jvp(block.mlp[1], (before,), (torch.ones_like(before),))
     x = x + block.ls_2(block.mlp[2](hidden))
+    out = _normalised(x, visual.ln_post)
+    slope = slope * out[1]
     pooled = visual.ln_post(x).mean(dim=1) @ visual.proj
     return LastBlock(
         embedding=functional.normalize(pooled, dim=-1),
@@ -117,7 +166,8 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
         _attended=attended,
         _middle=middle,
         _slope=slope,
-        _out=_normalised(x, visual.ln_post),
+        _lifted=out[0] @ _scale_of(block.ls_2, block.mlp[2].weight) * slope,
+        _out=out,
         _length=pooled.norm(dim=1, keepdim=True),
     )
 

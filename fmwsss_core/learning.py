@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from fmwsss_core.cam import softmax_gradcam
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.losses import IGNORE, cam_activation, multi_label_contrastive
+from fmwsss_core.last_block import LastBlock, MapProduct
+from fmwsss_core.losses import (
+    IGNORE,
+    binary_cross_entropy,
+    cam_activation,
+    multi_label_contrastive,
+    pixel_cross_entropy,
+)
 from fmwsss_core.prompts import PromptLearner
+
+ClassificationLoss = Literal["mcl", "bce"]
+CamLoss = Literal["cal", "ce"]
 
 
 @dataclass(frozen=True)
@@ -22,43 +32,53 @@ class PromptLoss:
     The counts let several workers average as one would: a mean of means is another number.
 
     Attributes:
-        contrastive: multi-label contrastive loss, mean over `num_pairs` pairs of an image and a present class.
-        cam: CAM activation loss, mean over `num_pixels` labelled pixels of all maps; 0 without label maps.
+        classification: mean over `num_pairs` pairs of an image and a class.
+        cam: mean over `num_pixels` labelled pixels of all maps; 0 without label maps.
     """
 
-    contrastive: Float[Tensor, ""]
+    classification: Float[Tensor, ""]
     cam: Float[Tensor, ""]
     num_pairs: int
     num_pixels: int
 
 
 def prompt_loss(
-    clip: FrozenClip,
-    learner: PromptLearner,
-    images: UInt8[Tensor, "batch 3 height width"],
+    block: LastBlock | MapProduct,
+    grid: tuple[int, int],
+    logit_scale: float,
+    foreground: Float[Tensor, "classes embed"],
+    background: Float[Tensor, "backgrounds embed"],
     present: Bool[Tensor, "batch classes"],
     labels: UInt8[Tensor, "batch height width"] | None,
+    *,
+    classification_loss: ClassificationLoss = "mcl",
+    cam_loss: CamLoss = "cal",
 ) -> PromptLoss:
-    """Multi-label contrastive loss, and the CAM activation loss where there are label maps (method M4).
+    """A loss on the logits, and where there are label maps one on the class activation maps (method M4).
 
     Args:
-        clip: frozen.
-        learner: the contexts that are learned.
-        images: views, RGB.
+        block: of the views.
+        grid: (h, w) patch tokens of a view.
+        logit_scale: the CLIP's.
+        foreground, background: text embeddings, as `PromptLearner` gives them.
         present: which foreground classes each image is labelled with.
         labels: coarse seeds of the same views; None while the classification prompts are learned.
+        classification_loss: `mcl` multi-label contrastive, `bce` binary cross-entropy.
+        cam_loss: `cal` CAM activation, `ce` pixel-wise cross-entropy.
     """
-    features = clip.encode_image(clip.preprocess(images), with_attention=False)
-    foreground, background = learner()
-    maps = softmax_gradcam(clip, features.last_block_input, foreground, background, present)
-    contrastive = multi_label_contrastive(maps.logits, present)
-    num_pairs = int((present & ~present.all(dim=1, keepdim=True)).sum())
+    maps = softmax_gradcam(block, logit_scale, foreground, background, present)
+    if classification_loss == "mcl":
+        classification = multi_label_contrastive(maps.logits, present)
+        num_pairs = int((present & ~present.all(dim=1, keepdim=True)).sum())
+    else:
+        classification, num_pairs = binary_cross_entropy(maps.logits, present), present.numel()
     if labels is None:
-        return PromptLoss(contrastive, contrastive.new_zeros(()), num_pairs, 0)
-    cam = cam_activation(maps.cam.reshape(-1, *features.grid), labels, maps.image, maps.class_index)
+        return PromptLoss(classification, classification.new_zeros(()), num_pairs, 0)
+    loss = cam_activation if cam_loss == "cal" else pixel_cross_entropy
+    cam = loss(maps.cam.reshape(-1, *grid), labels, maps.image, maps.class_index)
     shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
     valid = (labels != IGNORE).flatten(1).sum(dim=1) * shows_class
-    return PromptLoss(contrastive, cam, num_pairs, int(valid[maps.image].sum()))
+    return PromptLoss(classification, cam, num_pairs, int(valid[maps.image].sum()))
 
 
 def share_of(count: int, total: int) -> float:

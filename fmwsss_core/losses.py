@@ -1,4 +1,4 @@
-"""The two losses of prompt learning (method M4)."""
+"""The losses of prompt learning: the paper's two, and what its table 5 compares them with (method M4)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def multi_label_contrastive(
     return (torch.logaddexp(positive, negative) - positive).mean()
 
 
+def binary_cross_entropy(
+    logits: Float[Tensor, "batch classes"], present: Bool[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """The baseline (M4): binary cross-entropy of sigmoid(Y), mean over images and classes."""
+    return functional.binary_cross_entropy_with_logits(logits, present.to(logits))
+
+
 def cam_activation(
     cam_maps: Float[Tensor, "rows grid_height grid_width"],
     labels: UInt8[Tensor, "batch height width"] | Int[Tensor, "batch height width"],
@@ -46,17 +53,44 @@ def cam_activation(
         image: label map of each row.
         class_index: foreground column of each row, 0-based: its pixels are labelled class_index + 1.
     """
+    counted = _labelled_rows(cam_maps, labels, image, class_index)
+    if counted is None:
+        return cam_maps.sum() * 0
+    cam, on_class, valid = counted
+    target = cam.detach().masked_fill(~on_class, 0).amax(dim=(1, 2), keepdim=True).clamp(min=0)
+    cost = torch.where(on_class, (target - cam).abs(), cam.clamp(min=0)) * valid
+    return cost.sum() / valid.sum()
+
+
+def pixel_cross_entropy(
+    cam_maps: Float[Tensor, "rows grid_height grid_width"],
+    labels: UInt8[Tensor, "batch height width"] | Int[Tensor, "batch height width"],
+    image: Int[Tensor, "rows"],
+    class_index: Int[Tensor, "rows"],
+) -> Float[Tensor, ""]:
+    """The baseline of `cam_activation` (M4): binary cross-entropy of sigmoid(CAM), pixel by pixel.
+
+    The same maps, pixels, mean and arguments: a row's pixels labelled with its class are 1, its other labelled
+    pixels 0.
+    """
+    counted = _labelled_rows(cam_maps, labels, image, class_index)
+    if counted is None:
+        return cam_maps.sum() * 0
+    cam, on_class, valid = counted
+    cost = functional.binary_cross_entropy_with_logits(cam, on_class.to(cam), reduction="none") * valid
+    return cost.sum() / valid.sum()
+
+
+def _labelled_rows(
+    cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Upsampled maps of the rows that count, which of their pixels show the class, and which are labelled."""
     labels = labels.long()
     shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
     rows = shows_class[image].nonzero()[:, 0]
     if len(rows) == 0:
-        return cam_maps.sum() * 0
-    cam = functional.interpolate(
-        cam_maps[rows, None], size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False
-    )[:, 0]
+        return None
+    size = (labels.shape[1], labels.shape[2])
+    cam = functional.interpolate(cam_maps[rows, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     label = labels[image[rows]]
-    valid = label != IGNORE
-    on_class = label == class_index[rows, None, None] + 1
-    target = cam.detach().masked_fill(~on_class, 0).amax(dim=(1, 2), keepdim=True).clamp(min=0)
-    cost = torch.where(on_class, (target - cam).abs(), cam.clamp(min=0)) * valid
-    return cost.sum() / valid.sum()
+    return cam, label == class_index[rows, None, None] + 1, label != IGNORE

@@ -153,6 +153,35 @@ class PromptLearner(nn.Module):
             learner.context.copy_(load(data)["context"])
         return learner
 
+    @torch.no_grad()
+    def nearest_words(self, count: int) -> list[tuple[str, list[list[tuple[str, float]]]]]:
+        """Real words near each context vector, for people: the nearest rows of the token table, by Euclidean distance.
+
+        Returns:
+            For each context its owner (`all` for a shared one) and, for each of its vectors, `count` words with their
+            distances, nearest first.
+        """
+        clip = self._clip[0]
+        words, ids = clip.words()
+        distances = torch.cdist(self.context.flatten(0, 1).float(), clip.token_embeddings(ids).float())
+        nearest = distances.topk(min(count, len(words)), largest=False)
+        found = [
+            [(words[i], float(value)) for i, value in zip(row, values, strict=True)]
+            for row, values in zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        ]
+        per_context = self.context.shape[1]
+        owners = self._context_owners()
+        return [(owner, found[i * per_context : (i + 1) * per_context]) for i, owner in enumerate(owners)]
+
+    def _context_owners(self) -> list[str]:
+        """What each context belongs to, in the order of `context`."""
+        named = [*self.vocabulary.classes]
+        if self.settings["backgrounds"] == "named":
+            named += self.vocabulary.backgrounds
+        owners = ["all"] if self.settings["context"] == "unified" else named
+        nameless = self.settings["num_backgrounds"] if self.settings["backgrounds"] == "learned" else 0
+        return owners + [f"background {number}" for number in range(1, nameless + 1)]
+
 
 @torch.no_grad()
 def handmade_embeddings(

@@ -192,6 +192,52 @@ def maps_from_bytes(
     return np.frombuffer(data, dtype="<f2").reshape(num_classes, grid_height, grid_width).astype(np.float32)
 
 
+def features_schema(num_views: int) -> pa.Schema:
+    """The table of cached views: what the image tower made of each fixed view of an image, a column for each view.
+
+    A training epoch needs one view of every image, and reads one column.
+    """
+    views = [(f"view_{index}", pa.binary()) for index in range(num_views)]  # see features_to_bytes
+    return pa.schema([("image_id", pa.string()), ("height_px", pa.int32()), ("width_px", pa.int32()), *views])
+
+
+def views_payload(num_views: int) -> list[pa.Field]:
+    """Between the operators of the cache: the size of an image and the pixels of its views (RGB, 8 bit, row-major)."""
+    return list(features_schema(num_views))[1:]
+
+
+def features_to_bytes(*arrays: Float[np.ndarray, "_ _"]) -> bytes:
+    """Arrays as little-endian float16, row-major, each after a float32 factor: products may be far below float16."""
+    return b"".join(
+        np.float32(scale).astype("<f4").tobytes() + (array / scale).astype("<f2").tobytes()
+        for array in arrays
+        for scale in [max(float(np.abs(array).max()), 1e-30)]
+    )
+
+
+def features_from_bytes(data: bytes, *shapes: tuple[int, int]) -> list[Float[np.ndarray, "_ _"]]:
+    """The float32 arrays that `features_to_bytes` wrote.
+
+    Raises:
+        ValueError: the number of bytes is not that of arrays of these shapes.
+    """
+    expected_bytes = features_bytes(*shapes)
+    if len(data) != expected_bytes:
+        raise ValueError(f"features of shapes {shapes} take {expected_bytes} bytes, not {len(data)}")
+    arrays, begin = [], 0
+    for shape in shapes:
+        scale = np.frombuffer(data, "<f4", 1, begin)
+        values = np.frombuffer(data, "<f2", shape[0] * shape[1], begin + 4)
+        arrays.append(values.reshape(shape).astype(np.float32) * scale)
+        begin += features_bytes(shape)
+    return arrays
+
+
+def features_bytes(*shapes: tuple[int, int]) -> int:
+    """How many bytes arrays of these shapes take."""
+    return sum(4 + 2 * rows * columns for rows, columns in shapes)
+
+
 def failure_row(image_id: str, stage: str, error: BaseException) -> dict[str, Any]:
     """The row of FAILURES that tells what went wrong with one image."""
     # Full paths differ between machines and runs (Ray unpacks code under a session's name): keep the last two parts.

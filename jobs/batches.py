@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from cluster.ledger import Run
+from cluster.shards import stream_shards
 from fmwsss_core.images import decode_label_png, decode_rgb
-from fmwsss_core.views import view
+from fmwsss_core.records import features_from_bytes
 from fmwsss_core.vocabulary import Vocabulary
+from jobs.encode import view_of
 
 WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory is bounded at any size of the data set
-CACHE_BYTES = 1 << 30
+ROWS_AT_ONCE = 16
+NUM_READERS = 16  # of ids, at the start; each waits for a store most of the time
+
+# One view on its way from the task that drew it to the worker that learns from it.
+DRAWN = pa.schema(
+    [
+        ("present", pa.list_(pa.int32())),  # class indices, from 1
+        ("view", pa.binary()),  # pixels, or features as the cache has them
+        ("labels", pa.binary()),  # the same view of the coarse seed, or null
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a batch."""
+    """One worker's share of a batch; views either as pixels or as cached features."""
 
-    images: UInt8[Tensor, "batch 3 crop crop"]
+    images: UInt8[Tensor, "batch 3 crop crop"] | None
+    features: tuple[Float[Tensor, "batch _ _"], ...]
     present: Bool[Tensor, "batch classes"]
     labels: UInt8[Tensor, "batch crop crop"] | None
 
@@ -37,84 +49,143 @@ class BatchSource:
     """Where views come from and how they are drawn; small and picklable.
 
     Attributes:
-        run: its `images/` are read, and the seeds if there is a stage of them.
+        run: its `images/` are read, the seeds if there is a stage of them, and the features if they are cached.
         parts: names of the parts of `images/`.
+        part_rows: how many images of each part can be learned from (`count_rows`).
         seed_stage: the stage whose label maps go with the images, or None.
+        feature_stage: the stage that holds cached views, or None: then they are drawn anew in every epoch.
+        feature_shapes: shapes of the arrays of one cached view.
+        num_views: fixed views of each image in the cache; epoch after epoch takes the next of them.
         vocabulary: the classes.
         batch_size: images of all workers together.
-        augment: keyword arguments of `fmwsss_core.views.view`.
+        augment: keyword arguments of `fmwsss_core.views.draw_view`.
         random_seed: the run's.
     """
 
     run: Run
     parts: tuple[str, ...]
+    part_rows: tuple[int, ...]
     seed_stage: str | None
+    feature_stage: str | None
+    feature_shapes: tuple[tuple[int, int], ...]
+    num_views: int
     vocabulary: Vocabulary
     batch_size: int
     augment: dict[str, Any]
     random_seed: int
 
-    def batches(self, first: int, last: int, per_epoch: int, rank: int, num_workers: int) -> Iterator[Batch]:
-        """The share of worker `rank` in batches `first` to `last`, made one ahead of where they are used."""
-        cache: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
-        with ThreadPoolExecutor(1) as pool:
-            pending = None
-            for rows, epoch in self._row_batches(first, last, per_epoch, cache):
-                share = rows[rank::num_workers]
-                upcoming = pool.submit(self._make, share, epoch)
-                if pending is not None:
-                    yield pending.result()
-                pending = upcoming
-            if pending is not None:
-                yield pending.result()
+    @property
+    def num_images(self) -> int:
+        """Images that can be learned from."""
+        return sum(self.part_rows)
 
-    def _row_batches(
-        self, first: int, last: int, per_epoch: int, cache: OrderedDict[str, list[dict[str, Any]]]
-    ) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    @property
+    def rows_per_batch(self) -> int:
+        """Images of a batch; fewer than were asked for where there are not as many."""
+        return min(self.batch_size, self.num_images)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
+        return self.num_images // self.rows_per_batch
+
+    def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Iterator[Batch]:
+        """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
+        share = len(range(rank, self.rows_per_batch, num_workers))
+        windows = list(self._windows(first, last))
+        arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}
+        for table in stream_shards(windows, draw_window, arguments, share, num_tasks) if windows else ():
+            yield self._batch(table)
+
+    def _windows(self, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """The windows that batches `first` to `last` lie in: which parts, in which epoch, from which row of it on."""
+        size, per_epoch = self.rows_per_batch, self.batches_per_epoch
         for epoch in range(first // per_epoch, -(-last // per_epoch)):
-            rows = self._epoch_rows(epoch, cache)
-            for iteration in range(epoch * per_epoch, min(last, (epoch + 1) * per_epoch)):
-                batch = list(islice(rows, self.batch_size))
-                if iteration >= first:
-                    yield batch, epoch
+            order = np.random.default_rng((self.random_seed, epoch)).permutation(len(self.parts)).tolist()
+            begin = 0
+            for number in range(0, len(order), WINDOW_PARTS):
+                window = order[number : number + WINDOW_PARTS]
+                end = begin + sum(self.part_rows[i] for i in window)
+                if epoch * per_epoch * size + end > first * size and begin < (last - epoch * per_epoch) * size:
+                    yield {"epoch": epoch, "parts": [self.parts[i] for i in window], "begin": begin}
+                begin = end
 
-    def _epoch_rows(self, epoch: int, cache: OrderedDict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        generator = np.random.default_rng((self.random_seed, epoch))
-        order = [self.parts[i] for i in generator.permutation(len(self.parts))]
-        for begin in range(0, len(order), WINDOW_PARTS):
-            window = [row for part in order[begin : begin + WINDOW_PARTS] for row in self._rows(part, cache)]
-            for index in generator.permutation(len(window)):
-                yield window[index]
-
-    def _rows(self, part: str, cache: OrderedDict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        if part in cache:
-            cache.move_to_end(part)
-            return cache[part]
-        rows = self.run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"]).to_pylist()
-        if self.seed_stage:
-            seeds = self.run.folder.child(self.seed_stage).read_table(part, columns=["image_id", "seed"])
-            by_id = {row["image_id"]: row["seed"] for row in seeds.to_pylist()}
-            rows = [{**row, "seed": by_id[row["image_id"]]} for row in rows if row["image_id"] in by_id]
-        cache[part] = rows
-        while len(cache) > 1 and sum(len(row["image"]) for kept in cache.values() for row in kept) > CACHE_BYTES:
-            cache.popitem(last=False)
-        return rows
-
-    def _make(self, rows: list[dict[str, Any]], epoch: int) -> Batch:
-        views, targets = [], []
+    def _batch(self, table: pa.Table) -> Batch:
+        rows = table.to_pylist()
+        crop_px = self.augment["crop_px"]
         present = torch.zeros(len(rows), len(self.vocabulary.classes), dtype=torch.bool)
-        for index, row in enumerate(rows):
-            present[index, [number - 1 for number in self.vocabulary.indices(row["classes"])]] = True
-            labels = decode_label_png(row["seed"]) if self.seed_stage else None
-            # A view depends on the image and the epoch, not on who draws it or after what.
-            key = int.from_bytes(row["image_id"].encode(), "little")
-            generator = np.random.default_rng((self.random_seed, epoch, key))
-            pixels, target = view(decode_rgb(row["image"], max_pixels=2**62), labels, generator, **self.augment)
-            views.append(pixels)
-            targets.append(target)
-        return Batch(torch.stack(views), present, torch.stack(targets) if self.seed_stage else None)
+        for row, shown in zip(rows, present, strict=True):
+            shown[[index - 1 for index in row["present"]]] = True
+        images, features, labels = None, (), None
+        if self.feature_stage is None:
+            images = torch.stack([_bytes(row["view"]).view(3, crop_px, crop_px) for row in rows])
+        else:
+            arrays = [features_from_bytes(row["view"], *self.feature_shapes) for row in rows]
+            features = tuple(torch.from_numpy(np.stack(kept)) for kept in zip(*arrays, strict=True))
+        if self.seed_stage is not None:
+            labels = torch.stack([_bytes(row["labels"]).view(crop_px, crop_px) for row in rows])
+        return Batch(images, features, present, labels)
 
 
-def batches_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
-    return max(1, num_images // batch_size)
+def _bytes(data: bytes) -> UInt8[Tensor, "_"]:
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+
+
+def draw_window(
+    block: pa.Table, source: BatchSource, first: int, last: int, rank: int, num_workers: int
+) -> Iterator[pa.Table]:
+    """A block that names one window in, one worker's rows of its batches out, in order (rows of DRAWN)."""
+    (window,) = block.to_pylist()
+    epoch, size, per_epoch = window["epoch"], source.rows_per_batch, source.batches_per_epoch
+    number = epoch if source.feature_stage is None else epoch % source.num_views
+    rows = [row for part in window["parts"] for row in _read_part(source, part, number)]
+    shuffled = np.random.default_rng((source.random_seed, epoch, window["begin"])).permutation(len(rows))
+    mine = []
+    for position, index in enumerate(shuffled, start=window["begin"]):
+        iteration = epoch * per_epoch + position // size
+        is_asked_for = position < per_epoch * size and first <= iteration < last
+        if is_asked_for and position % size % num_workers == rank:
+            mine.append(rows[index])
+    for begin in range(0, len(mine), ROWS_AT_ONCE):
+        drawn = [_draw(source, row, number) for row in mine[begin : begin + ROWS_AT_ONCE]]
+        yield pa.Table.from_pylist(drawn, schema=DRAWN)
+    if not mine:
+        yield DRAWN.empty_table()
+
+
+def _read_part(source: BatchSource, part: str, number: int) -> list[dict[str, Any]]:
+    """What the views of one part are drawn from; images that lack a seed or features are left out."""
+    folder = source.run.folder
+    columns = ["image_id", "classes", *(["image"] if source.feature_stage is None else [])]
+    rows = folder.child("images").read_table(part, columns=columns).to_pylist()
+    for stage, column in ((source.feature_stage, f"view_{number}"), (source.seed_stage, "seed")):
+        if stage is not None:
+            table = folder.child(stage).read_table(part, columns=["image_id", column])
+            by_id = dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
+            rows = [{**row, column: by_id[row["image_id"]]} for row in rows if row["image_id"] in by_id]
+    return rows
+
+
+def _draw(source: BatchSource, row: dict[str, Any], number: int) -> dict[str, Any]:
+    labels = decode_label_png(row["seed"]) if source.seed_stage is not None else None
+    drawn: dict[str, Any] = {"present": source.vocabulary.indices(row["classes"]), "view": row.get(f"view_{number}")}
+    image = decode_rgb(row["image"], max_pixels=2**62) if source.feature_stage is None else None
+    picture = image if image is not None else labels
+    if picture is not None:
+        height_px, width_px = picture.shape[:2]
+        view = view_of(row["image_id"], height_px, width_px, number, source.random_seed, source.augment)
+        if image is not None:
+            drawn["view"] = view.of_image(image).numpy().tobytes()
+        drawn["labels"] = view.of_labels(labels).numpy().tobytes() if labels is not None else None
+    return drawn
+
+
+def count_rows(run: Run, parts: tuple[str, ...], stages: list[str]) -> tuple[int, ...]:
+    """How many images of each part are in every one of some stages."""
+
+    def count(part: str) -> int:
+        tables = (run.folder.child(stage).read_table(part, columns=["image_id"]) for stage in stages)
+        return len(set.intersection(*(set(table["image_id"].to_pylist()) for table in tables)))
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return tuple(pool.map(count, parts))

@@ -76,6 +76,12 @@ def propose(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def encode(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Keep what CLIP makes of fixed views, for `learn` (only where the run file sets `cache`)."""
+    _execute(config, overrides, ["encode"])
+
+
+@app.command()
 def learn(
     prompts: Annotated[Literal["classification", "segmentation"], typer.Argument()],
     config: ConfigPath,
@@ -179,6 +185,25 @@ def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="fo
             print(json.dumps(state, indent=2))
         else:
             show(state)
+
+
+prompts_app = typer.Typer(no_args_is_help=True, help="Look at learned prompts.")
+app.add_typer(prompts_app, name="prompts")
+
+
+@prompts_app.command("show")
+def show_prompts(
+    run: RunUrl,
+    kind: Annotated[
+        Literal["classification", "segmentation"] | None, typer.Option(help="one set of prompts; without it both")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="words for each context vector")] = 3,
+) -> None:
+    """List the real words nearest to each learned context vector."""
+    with _told_in_lines():
+        from jobs.words import show
+
+        show(run, kind, count)
 
 
 def run_step(command: str) -> None:

@@ -154,8 +154,11 @@ class LearnSection(Section):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     backgrounds: Literal["named", "learned"]
     num_backgrounds: Count = 25
+    classification_loss: Literal["mcl", "bce"] = "mcl"
+    cam_loss: Literal["cal", "ce"] = "cal"
     cam_loss_weight: Annotated[float, Field(ge=0)] = 0.0
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)] | None = None  # or `iterations`; without either see `num_iterations`
+    iterations: Count | None = None
     batch_size: Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Share = 0.9
@@ -163,13 +166,39 @@ class LearnSection(Section):
     warmup_iterations: Annotated[int, Field(ge=0)] = 0
     warmup_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     augment: AugmentSection = AugmentSection()
+    cache: Literal["input", "product"] | None = None  # what is kept of fixed views; null draws a new view each time
+    cached_views: Count = 4
+    precision: Literal["float32", "bfloat16"] = "float32"  # of both towers; maps and losses are always float32
+
+    @model_validator(mode="after")
+    def _one_length(self) -> LearnSection:
+        if self.epochs is not None and self.iterations is not None:
+            raise ValueError("give either `epochs` or `iterations`")
+        return self
+
+    def num_iterations(self, batches_per_epoch: int) -> int:
+        """How long to learn: as told, or 25 epochs within 200 to 1,800 iterations.
+
+        25 epochs are the paper's for VOC and 1,800 iterations the authors'; a few images alone need more than 25
+        looks at each, and prompts of one context have no use for more than the authors' length.
+        """
+        if self.iterations is not None:
+            return self.iterations
+        if self.epochs is not None:
+            return max(1, round(self.epochs * batches_per_epoch))
+        return min(1800, max(200, 25 * batches_per_epoch))
 
 
 class LearnStages(Section):
-    """The two sets of prompts, in the order in which they are learned."""
+    """The two sets of prompts, in the order in which they are learned.
+
+    `joint_every` is the paper's joint loss: every so many iterations the segmentation prompts get new coarse seeds,
+    from the classification prompts as they were at that iteration. Left out, they get those of the final ones.
+    """
 
     classification: LearnSection
     segmentation: LearnSection
+    joint_every: Count | None = None
 
 
 class SeedSection(Section):
@@ -266,7 +295,7 @@ class ClusterSection(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
     max_gpus: Count | None = None  # that an autoscaler may bring; left out, those that are there
     num_threads: Count = 2  # of each replica and training worker; not what a machine has, so that bytes do not change
-    train_workers: Count = 1
+    train_workers: Count | tuple[Count, Count] = 1  # or least and most: then as many as the cluster has room for
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
 
 

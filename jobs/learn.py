@@ -6,32 +6,62 @@ import io
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from ray.train import get_context
 
+from cluster.events import EventLog, peak_memory_bytes
 from cluster.ledger import Receipt, Run
 from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
 from cluster.replicas import use_threads
 from cluster.storage import Folder
 from cluster.training import plan_training, train
+from fmwsss_core.clip import FrozenClip
+from fmwsss_core.last_block import LastBlock, MapProduct
 from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss, share_of
 from fmwsss_core.prompts import PromptLearner
-from jobs.batches import BatchSource, batches_per_epoch
+from jobs.batches import Batch, BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
-from jobs.stage import begin_stage, finish_stage, upstream
+from jobs.encode import shapes_of, stage_of
+from jobs.examples import load_examples
+from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
 PROMPTS_FILE = "prompts.safetensors"
 HISTORY_FILE = "history.json"
 CHECKPOINT_FILE = "_checkpoint.pt"
+SNAPSHOTS = "snapshots/"
+LOGS = "logs"
+NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """Seeds that are made anew while prompts are learned from them.
+
+    Attributes:
+        every: iterations between two sets of seeds.
+        make: the seeds for the iterations from this one on, as the name of their stage.
+        drop: deletes a stage that is no longer needed.
+    """
+
+    every: int
+    make: Callable[[int], str]
+    drop: Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class LearnJob:
-    """Everything a worker needs; travels to it as it is."""
+    """Everything a worker needs; travels to it as it is.
+
+    Attributes:
+        stop: the iteration to stop before; less than `num_iterations` where seeds are renewed on the way.
+        snapshot_every: iterations between two saved states of the prompts, or None.
+        num_feeders: tasks that draw batches for each worker.
+    """
 
     run: Run
     stage: str
@@ -39,51 +69,73 @@ class LearnJob:
     source: BatchSource
     section: LearnSection
     num_iterations: int
-    per_epoch: int
+    stop: int
+    snapshot_every: int | None
     random_seed: int
     num_threads: int
+    num_feeders: int
     checkpoint_every_s: float
 
 
-def run(config: RunConfig, run: Run, which: Literal["classification", "segmentation"]) -> Receipt:
+def run(
+    config: RunConfig, run: Run, which: Literal["classification", "segmentation"], renewal: Renewal | None = None
+) -> Receipt:
     """Learns one set of prompts from the run's images, and from the coarse seeds for the segmentation prompts.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        which: the set of prompts.
+        renewal: where the coarse seeds come from in joint mode; None takes the stage `seeds/coarse`.
 
     Raises:
         ValueError: the stages before it are not complete, or there is no image to learn from.
     """
     stage = f"prompts/{which}"
     section: LearnSection = getattr(config.learn, which)
-    before = ["images"] if which == "classification" else ["images", "seeds/coarse"]
+    feature_stage = stage_of(config, which) if section.cache else None
+    before = ["images", *([feature_stage] if feature_stage else [])]
+    before += {"classification": [], "segmentation": ["seeds/coarse"]}[which]
     receipts = upstream(run, stage, before)
     inputs = {
         "clip": config.clip.model_dump(),
         "vocabulary": config.model_dump()["vocabulary"],
         "learn": section.model_dump(mode="json"),
+        "joint_every": config.learn.joint_every,
         "random_seed": config.random_seed,
     }
     started = begin_stage(run, stage, inputs, receipts)
     if started.receipt:
         return started.receipt
-    num_images = receipts[-1].num_rows
-    if num_images == 0:
-        raise ValueError(
-            f"stage {stage}: there is no image to learn from; `fmwsss failures` tells what happened to them"
-        )
-    per_epoch = batches_per_epoch(num_images, section.batch_size)
-    num_iterations = max(1, round(section.epochs * per_epoch))
-    plan = plan_training(config.cluster.train_workers)
-    smallest = min(section.batch_size, num_images)
-    if smallest < plan.num_workers:
-        raise ValueError(f"cluster.train_workers is {plan.num_workers}, more than the {smallest} images of a batch")
+    parts = tuple(receipts[0].parts)
     source = BatchSource(
         run=run,
-        parts=tuple(receipts[0].parts),
+        parts=parts,
+        part_rows=count_rows(run, parts, before),
         seed_stage="seeds/coarse" if which == "segmentation" else None,
+        feature_stage=feature_stage,
+        feature_shapes=tuple(shapes_of(config, section)) if feature_stage else (),
+        num_views=section.cached_views,
         vocabulary=config.resolve_vocabulary(),
         batch_size=section.batch_size,
         augment=section.augment.model_dump(),
         random_seed=config.random_seed,
     )
+    if source.num_images == 0:
+        raise StageError(
+            f"stage {stage}: there is no image to learn from; the failures table tells what happened to them"
+        )
+    num_iterations = section.num_iterations(source.batches_per_epoch)
+    if section.warmup_iterations >= num_iterations:
+        raise StageError(
+            f"stage {stage} takes {num_iterations} iterations, and learn.{which}.warmup_iterations is "
+            f"{section.warmup_iterations}: nothing would be learned; lower it"
+        )
+    plan = plan_training(config.cluster.train_workers)
+    if source.rows_per_batch < plan.most_workers:
+        raise StageError(
+            f"cluster.train_workers is {plan.most_workers}, more than the {source.rows_per_batch} images of a batch"
+        )
     job = LearnJob(
         run=run,
         stage=stage,
@@ -91,15 +143,42 @@ def run(config: RunConfig, run: Run, which: Literal["classification", "segmentat
         source=source,
         section=section,
         num_iterations=num_iterations,
-        per_epoch=per_epoch,
+        stop=num_iterations,
+        snapshot_every=config.learn.joint_every if which == "classification" else None,
         random_seed=config.random_seed,
         num_threads=config.cluster.num_threads,
+        num_feeders=plan.num_feeders,
         checkpoint_every_s=config.cluster.checkpoint_every_s,
     )
-    with StageProgress(stage, num_iterations, "iterations") as progress, watch_board(progress) as board:
-        train(train_loop, {"job": job, "board": board}, plan, scratch=run.folder.child(f"{stage}/_ray_train"))
-    run.folder.child(stage).delete([CHECKPOINT_FILE])
-    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=num_images, num_failures=0)
+    folder = run.folder.child(stage)
+    for begin, stop in _rounds(folder, num_iterations, renewal):
+        seed_stage = renewal.make(begin) if renewal else source.seed_stage
+        part = replace(job, stop=stop, source=replace(source, seed_stage=seed_stage))
+        with StageProgress(stage, num_iterations, "iterations", done=begin) as progress, watch_board(progress) as board:
+            train(train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
+        if renewal and seed_stage:
+            renewal.drop(seed_stage)
+    folder.delete([CHECKPOINT_FILE])
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=source.num_images, num_failures=0)
+
+
+def _rounds(folder: Folder, num_iterations: int, renewal: Renewal | None) -> list[tuple[int, int]]:
+    """Pieces that learn from one set of seeds each, (first iteration, stop), from the one that is not finished on."""
+    every = renewal.every if renewal else num_iterations
+    done = _read_checkpoint(folder)["iteration"] if folder.exists(CHECKPOINT_FILE) else 0
+    first = min(done, num_iterations - 1) // every * every
+    return [(begin, min(begin + every, num_iterations)) for begin in range(first, num_iterations, every)]
+
+
+def snapshots(run: Run, stage: str) -> list[int]:
+    """The iterations at which a stage left a snapshot of its prompts."""
+    names = run.folder.child(stage).list(SNAPSHOTS)
+    return [int(name.removeprefix(SNAPSHOTS).partition(".")[0]) for name in names]
+
+
+def snapshot_file(iteration: int) -> str:
+    """The name of the snapshot before an iteration, in the folder of its stage."""
+    return f"{SNAPSHOTS}{iteration:08d}.safetensors"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -117,10 +196,13 @@ def train_loop(settings: dict[str, Any]) -> None:
     optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
     folder = job.run.folder.child(job.stage)
     first, history = _restore(folder, learner, optimizer)
-    settings["board"].set.remote(first, "")
+    witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
     last_saved_s = time.monotonic()
-    batches = job.source.batches(first, job.num_iterations, job.per_epoch, rank, num_workers)
+    side = -(-section.augment.crop_px // clip.patch_size)
+    batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
     for iteration, batch in enumerate(batches, start=first):
+        if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
+            folder.write(snapshot_file(iteration), learner.to_bytes())
         rate = learning_rate(
             iteration,
             job.num_iterations,
@@ -131,28 +213,87 @@ def train_loop(settings: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        labels = batch.labels.to(clip.device) if batch.labels is not None else None
-        loss = prompt_loss(clip, learner, batch.images.to(clip.device), batch.present.to(clip.device), labels)
+        block = _block_of(clip, batch, section)
+        with torch.autocast(clip.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+            foreground, background = learner()
+        loss = prompt_loss(
+            block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
+            batch.labels.to(clip.device) if batch.labels is not None else None,
+            classification_loss=section.classification_loss, cam_loss=section.cam_loss,
+        )  # fmt: skip
         num_pairs, num_pixels = _sum_over_workers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
-        contrastive = loss.contrastive * share_of(loss.num_pairs, int(num_pairs))
+        classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
         cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
-        (contrastive + section.cam_loss_weight * cam).backward()
+        (classification + section.cam_loss_weight * cam).backward()
         _sum_gradients(learner, num_workers)
         optimizer.step()
-        mcl, cal = _sum_over_workers([float(contrastive), float(cam)], num_workers, clip.device)
-        total = mcl + section.cam_loss_weight * cal
+        of_logits, of_maps = _sum_over_workers([float(classification), float(cam)], num_workers, clip.device)
+        total = of_logits + section.cam_loss_weight * of_maps
         if not math.isfinite(total):
             raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate")
-        if rank != 0:
+        if witness is None:
             continue
-        history.append({"iteration": iteration, "learning_rate": rate, "loss": total, "mcl": mcl, "cal": cal})
-        settings["board"].set.remote(iteration + 1, f"loss {total:.3f}")
+        entry = {
+            "iteration": iteration,
+            "learning_rate": rate,
+            "loss": total,
+            "classification": of_logits,
+            "cam": of_maps,
+        }
+        history.append(entry | witness.step(iteration, entry))
         if time.monotonic() - last_saved_s > job.checkpoint_every_s:
             last_saved_s = time.monotonic()
             _save(folder, learner, optimizer, iteration + 1, history)
-    if rank == 0:
+    if witness is not None:
+        witness.close()
+        if job.stop < job.num_iterations:
+            _save(folder, learner, optimizer, job.stop, history)
+            return
         folder.write(HISTORY_FILE, json.dumps(history).encode())
         folder.write(PROMPTS_FILE, learner.to_bytes())
+
+
+def _block_of(clip: FrozenClip, batch: Batch, section: LearnSection) -> LastBlock | MapProduct:
+    """What the maps of a batch come from: the image tower, its cached tokens, or the cached product."""
+    if batch.images is not None:
+        with torch.autocast(clip.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+            features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)), with_attention=False)
+        return clip.last_block(features.last_block_input.float())
+    arrays = [array.to(clip.device) for array in batch.features]
+    return clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
+
+
+class _Witness:
+    """Tells of the first worker's progress: a board for the bar, TensorBoard, and looks at example maps."""
+
+    def __init__(self, job: LearnJob, clip: FrozenClip, learner: PromptLearner, board: Any, first: int) -> None:
+        self.job, self.clip, self.learner, self.board = job, clip, learner, board
+        self.log = EventLog(job.run.folder.child(f"{job.stage}/{LOGS}"), first, job.checkpoint_every_s)
+        part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
+        self.examples = load_examples(job.run, part, job.source.vocabulary, clip)
+        self.look_every = max(1, job.num_iterations // NUM_LOOKS)
+        self.started_s, self.first = time.monotonic(), first
+        board.set.remote(first, "")
+
+    def step(self, iteration: int, entry: dict[str, float]) -> dict[str, float]:
+        """After a step; returns what a look at the examples found, on the iterations that have one."""
+        seconds = max(time.monotonic() - self.started_s, 1e-9)
+        speed = (iteration + 1 - self.first) * self.job.source.rows_per_batch / seconds
+        scalars = {**entry, "images_per_s": speed, "peak_memory_bytes": peak_memory_bytes(self.clip.device.type)}
+        scalars.pop("iteration")
+        found: dict[str, float] = {}
+        if (iteration + 1) % self.look_every == 0 or iteration + 1 == self.job.num_iterations:
+            with torch.no_grad():
+                strip, agreement = self.examples.look(*self.learner())
+            self.log.picture(iteration, "class maps", strip)
+            found = {} if agreement is None else {"agreement": agreement}
+        self.log.scalars(iteration, {**scalars, **found})
+        self.board.set.remote(iteration + 1, f"loss {entry['loss']:.3f}, {speed:.0f} images/s")
+        return found
+
+    def close(self) -> None:
+        """Writes what is left of the log."""
+        self.log.save()
 
 
 def _sum_over_workers(values: list[float], num_workers: int, device: torch.device) -> list[float]:
@@ -187,13 +328,20 @@ def _save(
     folder.write(CHECKPOINT_FILE, buffer.getvalue())
 
 
+def _read_checkpoint(folder: Folder) -> dict[str, Any]:
+    return torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")
+
+
 def _restore(
     folder: Folder, learner: PromptLearner, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[dict[str, float]]]:
-    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there."""
+    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there.
+
+    No state of a random generator is kept: a view is drawn from the run's seed, its epoch and its image's id.
+    """
     if not folder.exists(CHECKPOINT_FILE):
         return 0, []
-    state = torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")
+    state = _read_checkpoint(folder)
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     return state["iteration"], state["history"]

@@ -11,7 +11,7 @@ from cluster.models import check
 from cluster.progress import running
 from cluster.session import session
 from cluster.storage import Folder
-from jobs import evaluate, failures, ingest, learn, predict, preview, propose, seed, train
+from jobs import encode, evaluate, failures, ingest, joint, learn, predict, preview, propose, seed, train
 from jobs.config import RunConfig, UnlabelledData
 from jobs.stage import versions
 from jobs.table import print_table
@@ -20,9 +20,10 @@ from jobs.table import print_table
 STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
     "ingest": ("images", ingest.run),
     "propose": ("superpixels", propose.run),
+    "encode": ("features", encode.run),
     "learn-classification": ("prompts/classification", lambda config, run: learn.run(config, run, "classification")),
     "seed-coarse": ("seeds/coarse", lambda config, run: seed.run(config, run, "coarse")),
-    "learn-segmentation": ("prompts/segmentation", lambda config, run: learn.run(config, run, "segmentation")),
+    "learn-segmentation": ("prompts/segmentation", joint.learn_segmentation),
     "seed-fine": ("seeds/fine", lambda config, run: seed.run(config, run, "fine")),
     # These two do nothing unless the run file has a section `segmenter`.
     "train": ("segmenter", train.run),

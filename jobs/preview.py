@@ -137,8 +137,11 @@ def _curve(run: Run, which: str) -> dict[str, Any]:
     spread = max(float(means.max() - means.min()), 1e-9)
     heights = 95 - 90 * (means - means.min()) / spread
     points = " ".join(f"{100 * i / max(1, len(means) - 1):.2f},{y:.2f}" for i, y in enumerate(heights))
+    looks = [(entry["iteration"] + 1, entry["agreement"]) for entry in history if "agreement" in entry]
+    best = max(looks, key=lambda look: look[1], default=None)
     return {
         "name": which,
+        "looks": {"first": looks[0], "last": looks[-1], "best": best} if looks else None,
         "first": f"{means[0]:.3f}",
         "last": f"{means[-1]:.3f}",
         "count": len(losses),

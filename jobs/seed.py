@@ -34,13 +34,34 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
     Raises:
         ValueError: the stages before it are not complete, or every image failed.
     """
-    stage, prompts = f"seeds/{which}", PROMPTS_OF[which]
+    return make(config, run, f"seeds/{which}", getattr(config.seeds, which), PROMPTS_OF[which], PROMPTS_FILE)
+
+
+def make(
+    config: RunConfig,
+    run: Run,
+    stage: str,
+    section: SeedSection,
+    prompts: str,
+    prompts_file: str,
+    png: bool | None = None,
+) -> Receipt:
+    """Makes the seeds of one file of prompts.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        stage: where the seeds go.
+        section: how they are made.
+        prompts: the stage that learned the prompts.
+        prompts_file: their file in it.
+        png: whether to write PNGs too; None leaves it to the run file.
+    """
     images, superpixels, learned = upstream(run, stage, ["images", "superpixels", prompts])
-    section: SeedSection = getattr(config.seeds, which)
     inputs = {
         "clip": config.clip.model_dump(),
         "seeds": section.model_dump(),
-        "png": config.seeds.png,
+        "png": config.seeds.png if png is None else png,
         "confidence": config.seeds.confidence,
     }
     started = begin_stage(run, stage, inputs, [images, superpixels, learned])
@@ -52,7 +73,7 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
     clip_arguments = {
         "spec": config.clip.spec(),
         "vocabulary": vocabulary,
-        "prompts": (run.folder.child(prompts), PROMPTS_FILE),
+        "prompts": (run.folder.child(prompts), prompts_file),
         "box_threshold": section.box_threshold,
         "num_sinkhorn": section.num_sinkhorn,
         "stage": stage,
@@ -63,7 +84,7 @@ def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receip
         "vocabulary": vocabulary,
         "column": MAPS_COLUMN[section.maps],
         "alpha": section.alpha,
-        "png": config.seeds.png,
+        "png": inputs["png"],
         "confidence": config.seeds.confidence,
     }
     operators = [

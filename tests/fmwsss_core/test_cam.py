@@ -11,6 +11,7 @@ import torch
 
 from fmwsss_core.cam import class_scores, normalise, softmax_gradcam
 from fmwsss_core.clip import FrozenClip
+from fmwsss_core.last_block import map_product
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import Vocabulary
 from tests.references import cam as reference
@@ -43,11 +44,16 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
-def _errors(clip: FrozenClip, last: torch.Tensor, present: torch.Tensor, **settings) -> tuple[float, float]:
+def _errors(
+    clip: FrozenClip, last: torch.Tensor, present: torch.Tensor, is_product: bool = False, **settings
+) -> tuple[float, float]:
     """Relative error of the maps, and of the gradient of a random combination of them, against the oracle."""
     learner = PromptLearner(clip, TINY, num_context=4, init_std=0.5, **settings)
     foreground, background = learner()
-    ours = softmax_gradcam(clip, last, foreground, background, present)
+    block = clip.last_block(last)
+    ours = softmax_gradcam(
+        map_product(block, num_at_once=3) if is_product else block, clip.logit_scale, foreground, background, present
+    )
     theirs = reference.softmax_gradcam(clip.model, last, foreground, background, present)
     assert list(zip(ours.image.tolist(), ours.class_index.tolist(), strict=True)) == [row[:2] for row in theirs]
     expected = torch.stack([row[2] for row in theirs])
@@ -64,7 +70,8 @@ PRESENT = torch.tensor([[True, False, True], [False, False, False], [False, True
 
 @pytest.mark.parametrize("context", ["unified", "class-specific"])
 @pytest.mark.parametrize(("backgrounds", "num_backgrounds"), [("named", 0), ("learned", 2), ("learned", 0)])
-def test_equals_the_double_backward_in_float64(small: FrozenClip, context, backgrounds, num_backgrounds):
+@pytest.mark.parametrize("is_product", [False, True])
+def test_equals_the_double_backward_in_float64(small: FrozenClip, context, backgrounds, num_backgrounds, is_product):
     last = _inputs(small, 4, 24, 40)
     present = PRESENT.clone()
     if backgrounds == "learned" and num_backgrounds == 0:
@@ -73,6 +80,7 @@ def test_equals_the_double_backward_in_float64(small: FrozenClip, context, backg
         small,
         last,
         present,
+        is_product=is_product,
         context=context,
         name_position="end",
         backgrounds=backgrounds,
@@ -101,7 +109,9 @@ def test_float32_keeps_its_digits_where_one_class_wins(small: FrozenClip):
     present = torch.tensor([[True, True]])
     ((_, _, expected), _) = reference.softmax_gradcam(small.model, last, text[:2], text[2:], present)
     coarse = FrozenClip(copy.deepcopy(small.model).float(), "float32")  # pyright: ignore[reportArgumentType]
-    cam = softmax_gradcam(coarse, last.float(), text[:2].float(), text[2:].float(), present).cam[0]
+    cam = softmax_gradcam(
+        coarse.last_block(last.float()), coarse.logit_scale, text[:2].float(), text[2:].float(), present
+    ).cam[0]
     assert _relative(cam, expected) < 5e-6
 
 
@@ -109,13 +119,15 @@ def test_one_class_without_a_rival_has_no_map(small: FrozenClip):
     last = _inputs(small, 1, 16, 16)
     text = torch.nn.functional.normalize(torch.randn(3, small.embed_dim, dtype=last.dtype), dim=1)
     present = torch.tensor([[False, True, False]])
-    assert softmax_gradcam(small, last, text, text[:0], present).cam.abs().max() < 1e-12
+    assert softmax_gradcam(small.last_block(last), small.logit_scale, text, text[:0], present).cam.abs().max() < 1e-12
 
 
 def test_a_batch_without_classes_gives_no_rows(small: FrozenClip):
     last = _inputs(small, 2, 16, 24)
     text = torch.randn(3, small.embed_dim, dtype=last.dtype, requires_grad=True)
-    maps = softmax_gradcam(small, last, text, text[:1], torch.zeros(2, 3, dtype=torch.bool))
+    maps = softmax_gradcam(
+        small.last_block(last), small.logit_scale, text, text[:1], torch.zeros(2, 3, dtype=torch.bool)
+    )
     assert maps.cam.shape == (0, 6)
     assert maps.logits.shape == (2, 3)
     (gradient,) = torch.autograd.grad(maps.cam.sum(), text)
@@ -125,7 +137,7 @@ def test_a_batch_without_classes_gives_no_rows(small: FrozenClip):
 def test_logits_are_scaled_cosines_and_reach_the_text(small: FrozenClip):
     last = _inputs(small, 2, 16, 24)
     text = torch.nn.functional.normalize(torch.randn(3, small.embed_dim, dtype=last.dtype), dim=1).requires_grad_()
-    maps = softmax_gradcam(small, last, text, text[:0], PRESENT[[0, 2]])
+    maps = softmax_gradcam(small.last_block(last), small.logit_scale, text, text[:0], PRESENT[[0, 2]])
     embedding = small.last_block(last).embedding
     for i in range(2):
         for c in range(3):
@@ -138,9 +150,13 @@ def test_logits_are_scaled_cosines_and_reach_the_text(small: FrozenClip):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_maps_need_no_gradient_mode(small: FrozenClip, mode):
     text = torch.nn.functional.normalize(torch.randn(3, small.embed_dim, dtype=torch.float64), dim=1)
-    expected = softmax_gradcam(small, _inputs(small, 2, 16, 24), text, text[:1], PRESENT[[0, 2]]).cam
+    expected = softmax_gradcam(
+        small.last_block(_inputs(small, 2, 16, 24)), small.logit_scale, text, text[:1], PRESENT[[0, 2]]
+    ).cam
     with mode():
-        cam = softmax_gradcam(small, _inputs(small, 2, 16, 24), text, text[:1], PRESENT[[0, 2]]).cam
+        cam = softmax_gradcam(
+            small.last_block(_inputs(small, 2, 16, 24)), small.logit_scale, text, text[:1], PRESENT[[0, 2]]
+        ).cam
         torch.testing.assert_close(cam, expected, rtol=0, atol=0)
 
 

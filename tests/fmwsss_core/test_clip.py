@@ -225,7 +225,9 @@ def test_a_real_clip_with_a_convolutional_stem(real: Path, small_clip: FrozenCli
         assert torch.all(features.attention.sum(dim=2) < 1)
         present = torch.zeros(1, 20, dtype=torch.bool)
         present[0, [int(c) - 1 for c in np.unique(truth) if 0 < c < 255]] = True
-        maps = softmax_gradcam(small_clip, features.last_block_input, foreground, background, present)
+        maps = softmax_gradcam(
+            small_clip.last_block(features.last_block_input), small_clip.logit_scale, foreground, background, present
+        )
         # The oracle in float64: in float32 its own maps are off by up to 1e-4 where one class wins clearly.
         last_block_input, named, around = features.last_block_input.double(), foreground.double(), background.double()
         expected = cam_reference.softmax_gradcam(exact, last_block_input, named, around, present)

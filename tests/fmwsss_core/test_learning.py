@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fmwsss_core.clip import FrozenClip
-from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss, share_of
+from fmwsss_core.learning import (
+    CamLoss,
+    ClassificationLoss,
+    PromptLoss,
+    learning_rate,
+    make_optimizer,
+    prompt_loss,
+    share_of,
+)
 from fmwsss_core.prompts import Context, NamePosition, PromptLearner
 from fmwsss_core.toy.models import toy_clip
 from fmwsss_core.toy.world import TOY, draw_scene
@@ -24,6 +33,20 @@ def test_learning_rate_is_constant_then_a_cosine_to_zero() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
+def loss_of(
+    clip: FrozenClip,
+    learner: PromptLearner,
+    images: torch.Tensor,
+    present: torch.Tensor,
+    labels: torch.Tensor | None,
+    **losses: Any,
+) -> PromptLoss:
+    features = clip.encode_image(clip.preprocess(images), with_attention=False)
+    block = clip.last_block(features.last_block_input)
+    foreground, background = learner()
+    return prompt_loss(block, features.grid, clip.logit_scale, foreground, background, present, labels, **losses)
+
+
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A batch of crops of toy scenes: images, present classes, true labels."""
     drawn = [draw_scene(seed) for seed in range(count)]
@@ -35,10 +58,19 @@ def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return images, present, labels
 
 
-@pytest.mark.parametrize(("context", "position", "weight"), [("unified", "end", 0.0), ("class-specific", "front", 1.0)])
+@pytest.mark.parametrize("classification_loss", ["mcl", "bce"])
+@pytest.mark.parametrize(
+    ("context", "position", "weight", "cam_loss"),
+    [("unified", "end", 0.0, "cal"), ("class-specific", "front", 1.0, "cal"), ("unified", "middle", 1.0, "ce")],
+)
 def test_steps_lower_the_loss_and_move_the_contexts_only(
-    context: Context, position: NamePosition, weight: float
+    context: Context,
+    position: NamePosition,
+    weight: float,
+    cam_loss: CamLoss,
+    classification_loss: ClassificationLoss,
 ) -> None:
+    losses = {"classification_loss": classification_loss, "cam_loss": cam_loss}
     torch.set_num_threads(1)
     clip = FrozenClip(toy_clip(), identity="toy")
     learner = PromptLearner(
@@ -47,21 +79,23 @@ def test_steps_lower_the_loss_and_move_the_contexts_only(
     frozen = {name: value.clone() for name, value in clip.state_dict().items()}
     images, present, labels = scenes(6)
     optimizer = make_optimizer(learner, 0.02, momentum=0.9, weight_decay=5e-4)
-    losses = []
+    totals = []
     for _ in range(8):
-        loss = prompt_loss(clip, learner, images, present, labels if weight else None)
+        loss = loss_of(clip, learner, images, present, labels if weight else None, **losses)
         optimizer.zero_grad()
-        total = loss.contrastive + weight * loss.cam
+        total = loss.classification + weight * loss.cam
         total.backward()
         optimizer.step()
-        losses.append(float(total))
-        assert loss.num_pairs == int(present.sum())
+        totals.append(float(total.detach()))
+        assert loss.num_pairs == int(present.sum()) if classification_loss == "mcl" else present.numel()
         assert (loss.num_pixels > 0) == (weight > 0)
-    assert losses[-1] < losses[0]
+    assert totals[-1] < totals[0]
     assert all(torch.equal(value, frozen[name]) for name, value in clip.state_dict().items())
 
 
-def test_shares_of_two_halves_make_the_whole() -> None:
+@pytest.mark.parametrize(("classification_loss", "cam_loss"), [("mcl", "cal"), ("bce", "ce")])
+def test_shares_of_two_halves_make_the_whole(classification_loss: ClassificationLoss, cam_loss: CamLoss) -> None:
+    losses = {"classification_loss": classification_loss, "cam_loss": cam_loss}
     torch.set_num_threads(1)
     clip = FrozenClip(toy_clip(), identity="toy")
     learner = PromptLearner(
@@ -72,14 +106,41 @@ def test_shares_of_two_halves_make_the_whole() -> None:
     labels[1, :40] = 255
 
     def gradient(parts: list[slice]) -> torch.Tensor:
-        losses = [prompt_loss(clip, learner, images[part], present[part], labels[part]) for part in parts]
-        pairs, pixels = sum(loss.num_pairs for loss in losses), sum(loss.num_pixels for loss in losses)
+        found = [loss_of(clip, learner, images[part], present[part], labels[part], **losses) for part in parts]
+        pairs, pixels = sum(loss.num_pairs for loss in found), sum(loss.num_pixels for loss in found)
         total = sum(
-            loss.contrastive * share_of(loss.num_pairs, pairs) + loss.cam * share_of(loss.num_pixels, pixels)
-            for loss in losses
+            loss.classification * share_of(loss.num_pairs, pairs) + loss.cam * share_of(loss.num_pixels, pixels)
+            for loss in found
         )
         return torch.autograd.grad(total, learner.context)[0]  # type: ignore[arg-type]
 
     whole = gradient([slice(0, 5)])
     halves = gradient([slice(0, 2), slice(2, 5)])
     assert torch.allclose(whole, halves, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_what_half_precision_costs() -> None:
+    """Towers in bfloat16, maps and losses in float32: the step keeps its direction, and the loss two digits."""
+    torch.set_num_threads(1)
+    clip = FrozenClip(toy_clip(), identity="toy")
+    learner = PromptLearner(
+        clip, TOY, context="class-specific", name_position="end", num_context=4, backgrounds="named", init_std=0.02
+    )
+    images, present, labels = scenes(6)
+
+    def step(is_half: bool) -> tuple[float, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            features = clip.encode_image(clip.preprocess(images), with_attention=False)
+            foreground, background = learner()
+        assert foreground.dtype == torch.float32
+        block = clip.last_block(features.last_block_input.float())
+        loss = prompt_loss(block, features.grid, clip.logit_scale, foreground, background, present, labels)
+        total = loss.classification + loss.cam
+        return float(total.detach()), torch.autograd.grad(total, learner.context)[0].flatten()
+
+    (exact, gradient), (half, rounded) = step(False), step(True)
+    cosine = float(torch.nn.functional.cosine_similarity(gradient, rounded, dim=0))
+    print("loss", exact, "in half precision", half, "cosine of the gradients", cosine)
+    assert half == pytest.approx(exact, rel=0.03)
+    assert half != exact
+    assert cosine > 0.97

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss_core.losses import cam_activation, multi_label_contrastive
+from fmwsss_core.losses import binary_cross_entropy, cam_activation, multi_label_contrastive, pixel_cross_entropy
 from tests.references import losses as reference
 
 torch.set_num_threads(1)
@@ -38,8 +38,10 @@ def test_contrastive_survives_large_logits():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.booleans())
-def test_activation_against_a_loop(seed: int, as_bytes: bool):
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["cal", "ce"]))
+def test_losses_on_maps_against_a_loop(seed: int, as_bytes: bool, kind: str):
+    ours = {"cal": cam_activation, "ce": pixel_cross_entropy}[kind]
+    theirs = {"cal": reference.cam_activation, "ce": reference.pixel_cross_entropy}[kind]
     generator = torch.Generator().manual_seed(seed)
     cam = torch.randn(5, 2, 3, dtype=torch.float64, generator=generator) - 0.5
     cam.requires_grad_()
@@ -49,8 +51,8 @@ def test_activation_against_a_loop(seed: int, as_bytes: bool):
     labels = torch.stack([torch.tensor(p)[torch.randint(len(p), (5, 8), generator=generator)] for p in palettes])
     image = torch.tensor([0, 0, 1, 2, 2])
     class_index = torch.tensor([0, 2, 1, 0, 1])
-    loss = cam_activation(cam, labels.byte() if as_bytes else labels, image, class_index)
-    expected = reference.cam_activation(cam.detach(), labels, image, class_index)
+    loss = ours(cam, labels.byte() if as_bytes else labels, image, class_index)
+    expected = theirs(cam.detach(), labels, image, class_index)
     assert float(loss.detach()) == pytest.approx(0.0 if expected is None else expected, rel=1e-12, abs=1e-12)
     (gradient,) = torch.autograd.grad(loss, cam)
     assert torch.isfinite(gradient).all()
@@ -91,3 +93,10 @@ def test_activation_without_rows_is_a_connected_zero():
     loss = cam_activation(cam, torch.ones(1, 4, 4).byte(), none, none)
     assert float(loss.detach()) == 0.0
     assert loss.requires_grad
+
+
+def test_binary_cross_entropy_against_a_loop():
+    logits = torch.tensor([[2.0, -1.0], [30.0, 0.0]], dtype=torch.float64)
+    present = torch.tensor([[True, False], [False, True]])
+    expected = reference.binary_cross_entropy(logits, present)
+    assert float(binary_cross_entropy(logits, present)) == pytest.approx(expected, rel=1e-12)

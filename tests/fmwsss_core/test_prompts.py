@@ -256,3 +256,18 @@ for option in good:
         "name_position is 'typo'; it can be end or front or middle",
         "backgrounds is 'typo'; it can be named or learned",
     ]
+
+
+def test_nearest_words_of_vectors_that_are_words(clip: FrozenClip):
+    learner = PromptLearner(
+        clip, TINY, context="unified", name_position="end", num_context=3, backgrounds="learned", num_backgrounds=1
+    )
+    with torch.no_grad():
+        learner.context[0] = _word_vectors(clip, WORDS)
+        learner.context[1] = _word_vectors(clip, ["dark", "light", "train"])
+    found = learner.nearest_words(2)
+    assert [owner for owner, _ in found] == ["all", "background 1"]
+    assert [[words[0][0] for words in vectors] for _, vectors in found] == [WORDS, ["dark", "light", "train"]]
+    assert all(words[0][1] < 1e-3 < words[1][1] for _, vectors in found for words in vectors)
+    own = PromptLearner(clip, TINY, context="class-specific", name_position="end", num_context=1, backgrounds="named")
+    assert [owner for owner, _ in own.nearest_words(1)] == [*TINY.classes, *TINY.backgrounds]

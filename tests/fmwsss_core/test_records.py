@@ -16,6 +16,9 @@ from fmwsss_core.records import (
     FAILURES,
     SUPERPIXELS,
     failure_row,
+    features_bytes,
+    features_from_bytes,
+    features_to_bytes,
     maps_from_bytes,
     maps_to_bytes,
     superpixels_from_row,
@@ -79,3 +82,15 @@ def test_a_failure_is_one_line_and_names_no_machine() -> None:
     assert row["traceback"].startswith("fmwsss_core/test_records.py:")
     assert failure_row("a", "images", KeyError())["message"] == "KeyError"
     assert failure_row("a", "images", ValueError("two\n  lines"))["message"] == "two lines"
+
+
+def test_features_keep_three_digits_at_any_scale():
+    generator = np.random.default_rng(0)
+    given = [generator.normal(size=(1, 6)) * 1e3, generator.normal(size=(4, 5)) * 1e-9, np.zeros((2, 2))]
+    shapes = [(1, 6), (4, 5), (2, 2)]
+    data = features_to_bytes(*(array.astype(np.float32) for array in given))
+    assert len(data) == features_bytes(*shapes)
+    for array, again in zip(given, features_from_bytes(data, *shapes), strict=True):
+        assert np.abs(again - array).max() <= 5e-4 * np.abs(array).max()
+    with pytest.raises(ValueError, match="bytes, not"):
+        features_from_bytes(data[:-2], *shapes)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss_core.views import view
+from fmwsss_core.views import draw_view
+
+
+def view(
+    image: np.ndarray, labels: np.ndarray | None, generator: np.random.Generator, **settings: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    height_px, width_px = image.shape[:2]
+    drawn = draw_view(height_px, width_px, generator, **settings)
+    return drawn.of_image(image), drawn.of_labels(labels) if labels is not None else None
 
 
 def ramp(height: int, width: int) -> np.ndarray:

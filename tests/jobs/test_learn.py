@@ -1,61 +1,171 @@
-"""Learning as a Ray Train job: two workers learn what one learns, and one that is stopped goes on where it was."""
+"""Learning as a Ray Train job: the same prompts however many workers, from cached views, killed or not."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+from cluster.session import session
+from jobs import pipeline
+from jobs.config import load_config
+from jobs.learn import HISTORY_FILE
+from jobs.stage import StageError
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["dataset.num_images=12", "shard_rows=6", "learn.classification.batch_size=6"]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+SMALL = ["dataset.num_images=12", "shard_rows=6", "learn.classification.batch_size=6", "cluster.num_threads=1"]
+LEARN = ["ingest", "encode", "learn-classification"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with session(num_cpus=3):
+        yield
+
+
+def learned(run: Path, which: str = "classification") -> np.ndarray:
+    return load((run / "prompts" / which / "prompts.safetensors").read_bytes())["context"]
+
+
+def learn(run: Path, *more: str, steps: list[str] = LEARN) -> np.ndarray:
+    pipeline.run(load_config(DEMO, [f"run={run}", *SMALL, "learn.classification.epochs=2", *more]), steps)
+    return learned(run)
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which one worker learned from new views in each of two epochs."""
+    run = tmp_path_factory.mktemp("alone")
+    learn(run)
+    return run
+
+
+def test_two_workers_learn_what_one_learns(alone: Path, tmp_path: Path) -> None:
+    two = learn(tmp_path, "cluster.train_workers=2")
+    assert np.abs(learned(alone) - two).max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["input", "product"])
+def test_as_many_cached_views_as_epochs_are_no_cache_at_all(alone: Path, tmp_path: Path, kind: str, capsys) -> None:
+    cached = learn(tmp_path, f"learn.classification.cache={kind}", "learn.classification.cached_views=2")
+    initial = learn(
+        tmp_path / "none", "learn.classification.learning_rate=1e-30", "learn.classification.weight_decay=0"
+    )
+    moved = np.abs(learned(alone) - initial).max()
+    assert moved > 1e-4
+    # The views are the same; what is left is float16.
+    assert np.abs(learned(alone) - cached).max() < 0.01 * moved
+    shape = {"input": "145 x 128", "product": "1 x 64 + 144 x 64"}[kind]
+    assert f"12 images x 2 views x {shape} values in float16" in capsys.readouterr().out
+    assert len(list((tmp_path / "features" / "classification").glob("part-*.parquet"))) == 2
+
+
+def test_history_log_and_checks_before_the_start(alone: Path) -> None:
+    folder = alone / "prompts" / "classification"
+    history = json.loads((folder / HISTORY_FILE).read_text())
+    assert [entry["iteration"] for entry in history] == [0, 1, 2, 3]
+    assert all({"loss", "learning_rate", "classification", "cam"} <= entry.keys() for entry in history)
+    (log,) = (folder / "logs").iterdir()
+    data, tags = log.read_bytes(), set()
+    while data:  # length (8 bytes), its checksum (4), event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        tags |= {value.tag for value in event.summary.value}
+        data = data[16 + length :]
+    assert {"loss", "learning_rate", "images_per_s", "peak_memory_bytes", "class maps"} <= tags
+    with pytest.raises(StageError, match=r"4 iterations, and learn.classification.warmup_iterations is 9"):
+        learn(alone.parent / "other", "learn.classification.warmup_iterations=9")
+
+
+@pytest.mark.timeout(900)
+def test_joint_mode_renews_seeds_from_the_prompts_of_their_time(cluster: None, tmp_path: Path) -> None:
+    def segmentation(name: str, every: int, iterations: int) -> np.ndarray:
+        more = [
+            "propose.points_per_side=4", f"learn.joint_every={every}", "learn.segmentation.batch_size=6",
+            "learn.classification.epochs=null", f"learn.classification.iterations={iterations}",
+            "learn.segmentation.epochs=null", "learn.segmentation.iterations=4",
+            "learn.classification.learning_rate=0.1",
+        ]  # fmt: skip
+        steps = ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"]
+        learn(tmp_path / name, *more, steps=steps)
+        assert not (tmp_path / name / "seeds" / "joint").exists() or not list(
+            (tmp_path / name / "seeds/joint").rglob("part*")
+        )
+        return learned(tmp_path / name, "segmentation")
+
+    # One snapshot, at the start: two rounds with the same seeds are one round.
+    whole, halves = segmentation("whole", 4, 1), segmentation("halves", 2, 1)
+    assert np.array_equal(whole, halves)
+    assert not np.array_equal(segmentation("renewed", 2, 4), halves)
 
 
 def fmwsss(step: list[str], run: Path, *more: str) -> list[str]:
-    config = str(ROOT / "configs" / "demo.yaml")
-    return [sys.executable, "-m", "jobs.cli", *step, config, f"run={run}", *SMALL, *more]
+    return [sys.executable, "-m", "jobs.cli", *step, DEMO, f"run={run}", *SMALL, *more]
 
 
-def learned(run: Path) -> np.ndarray:
-    return load((run / "prompts" / "classification" / "prompts.safetensors").read_bytes())["context"]
+def train_workers_of(driver: int) -> list[int]:
+    """Process ids of the training workers below a driver, whose raylet is its child."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(entry.name)] = (parent, (entry / "cmdline").read_text())
+            except (OSError, ValueError):
+                continue
+
+    def is_below(pid: int) -> bool:
+        while pid in found:
+            pid = found[pid][0]
+            if pid == driver:
+                return True
+        return False
+
+    return [pid for pid, (_, command) in found.items() if "RayTrainWorker" in command and is_below(pid)]
 
 
-@pytest.mark.timeout(600)
-def test_two_workers_learn_what_one_learns(tmp_path: Path) -> None:
-    for name, workers in (("one", 1), ("two", 2)):
-        subprocess.run(fmwsss(["ingest"], tmp_path / name), cwd=ROOT, check=True)
-        more = ["learn.classification.epochs=2", f"cluster.train_workers={workers}", "cluster.num_cpus=3"]
-        subprocess.run(fmwsss(["learn", "classification"], tmp_path / name, *more), cwd=ROOT, check=True)
-    one, two = learned(tmp_path / "one"), learned(tmp_path / "two")
-    assert np.abs(one - two).max() <= 1e-6
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    more = ["learn.classification.epochs=20", "cluster.checkpoint_every_s=0"]
-    subprocess.run(fmwsss(["ingest"], tmp_path / "killed"), cwd=ROOT, check=True)
-    command = fmwsss(["learn", "classification"], tmp_path / "killed", *more)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    checkpoint = tmp_path / "killed" / "prompts" / "classification" / "_checkpoint.pt"
-    deadline = time.monotonic() + 200
-    while not checkpoint.exists():
-        assert process.poll() is None
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_driver_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
+    more = ["learn.classification.epochs=40", "cluster.checkpoint_every_s=0"]
+    subprocess.run(fmwsss(["ingest"], tmp_path / "killed"), cwd=ROOT, check=True)
+    command = fmwsss(["learn", "classification"], tmp_path / "killed", *more)
+    checkpoint = tmp_path / "killed" / "prompts" / "classification" / "_checkpoint.pt"
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for(checkpoint.exists, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     time.sleep(3)  # the worker ends with its driver, a little later
-    kept = checkpoint.read_bytes()
-    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert kept
+
+    left_at = checkpoint.stat().st_mtime_ns
+    second = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: checkpoint.stat().st_mtime_ns > left_at, second)
+    (worker,) = train_workers_of(second.pid)
+    os.kill(worker, signal.SIGKILL)
+    printed, _ = second.communicate(timeout=500)
+    assert second.returncode == 0
     assert not checkpoint.exists()
-    assert "prompts/classification: 40 of 40 iterations" in result.stdout
+    assert "prompts/classification: 80 of 80 iterations" in printed
+    logs = list((checkpoint.parent / "logs").iterdir())
+    assert len(logs) >= 2, "each start has a log of its own"
 
     subprocess.run(fmwsss(["ingest"], tmp_path / "undisturbed"), cwd=ROOT, check=True)
     subprocess.run(fmwsss(["learn", "classification"], tmp_path / "undisturbed", *more), cwd=ROOT, check=True)

@@ -20,6 +20,30 @@ def multi_label_contrastive(logits: Tensor, present: Tensor) -> float | None:
     return sum(costs) / len(costs) if costs else None
 
 
+def binary_cross_entropy(logits: Tensor, present: Tensor) -> float:
+    """Over every pair of an image and a class."""
+    costs = []
+    for y, shown in zip(logits.flatten().tolist(), present.flatten().tolist(), strict=True):
+        costs.append(math.log1p(math.exp(-y if shown else y)))
+    return sum(costs) / len(costs)
+
+
+def pixel_cross_entropy(cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor) -> float | None:
+    """None where no image of a row shows foreground."""
+    total, num_valid = 0.0, 0
+    for k in range(len(cam_maps)):
+        label = labels[image[k]]
+        if not any(value not in (0, 255) for value in label.flatten().tolist()):
+            continue
+        size = (label.shape[0], label.shape[1])
+        up = functional.interpolate(cam_maps[k][None, None], size=size, mode="bilinear", align_corners=False)
+        for value, at in zip(up.flatten().tolist(), label.flatten().tolist(), strict=True):
+            if at != 255:
+                total += math.log1p(math.exp(-value if at == int(class_index[k]) + 1 else value))
+                num_valid += 1
+    return total / num_valid if num_valid else None
+
+
 def cam_activation(cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor) -> float | None:
     """None where no image of a row shows foreground."""
     total, num_valid = 0.0, 0

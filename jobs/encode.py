@@ -1,0 +1,164 @@
+"""Stage `features/...`: fixed views of every image through the frozen image tower, once, before prompts are learned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.ledger import Receipt, Run
+from cluster.models import load_clip
+from cluster.replicas import FeatureReplica
+from cluster.resources import plan_replicas
+from cluster.rows import map_rows, split_rows, start_rows, summary
+from cluster.shards import Operator
+from cluster.storage import Folder
+from fmwsss_core.images import decode_rgb
+from fmwsss_core.records import features_bytes, features_schema, views_payload
+from fmwsss_core.views import View, draw_view
+from jobs.config import LearnSection, RunConfig
+from jobs.decode import ENCODED_PAYLOAD
+from jobs.stage import StageError, begin_stage, run_sharded, upstream
+
+Which = Literal["classification", "segmentation"]
+
+
+def stage_of(config: RunConfig, which: Which) -> str:
+    """The stage whose features one set of prompts reads: its own, or the first one's where they would be the same."""
+    first, own = config.learn.classification, getattr(config.learn, which)
+    return f"features/{'classification' if _settings(own) == _settings(first) else which}"
+
+
+def run(config: RunConfig, run: Run) -> list[Receipt]:
+    """Makes the features that the run file asks for; none where `cache` is not set.
+
+    Raises:
+        ValueError: the images are not there, the cache would not fit, or every image failed.
+    """
+    chosen: dict[str, LearnSection] = {}
+    for which in get_args(Which):
+        section: LearnSection = getattr(config.learn, which)
+        if section.cache:
+            chosen.setdefault(stage_of(config, which), section)
+    return [_run(config, run, stage, section) for stage, section in chosen.items()]
+
+
+def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Receipt:
+    (images,) = upstream(run, stage, ["images"])
+    inputs = {"clip": config.clip.model_dump(), "random_seed": config.random_seed, **_settings(section)}
+    started = begin_stage(run, stage, inputs, [images])
+    if started.receipt:
+        return started.receipt
+    shapes = shapes_of(config, section)
+    size_bytes = images.num_rows * section.cached_views * features_bytes(*shapes)
+    what = " + ".join(f"{rows} x {columns}" for rows, columns in shapes)
+    print(
+        f"{stage}: {images.num_rows} images x {section.cached_views} views x {what} values in float16 "
+        f"= {_in_words(size_bytes)}, into {run.folder.child(stage).url}",
+        flush=True,
+    )
+    _demand_space(run.folder, size_bytes, stage)
+    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    view_arguments = {
+        "run": run,
+        "stage": stage,
+        "num_views": section.cached_views,
+        "augment": section.augment.model_dump(),
+        "random_seed": config.random_seed,
+    }
+    replica_arguments = {
+        "spec": config.clip.spec(),
+        "kind": section.cache,
+        "num_views": section.cached_views,
+        "crop_px": section.augment.crop_px,
+        "half": section.precision == "bfloat16",
+        "stage": stage,
+    }
+    write_arguments = {"run": run, "stage": stage, "num_views": section.cached_views}
+    operators = [
+        Operator(view_shard, view_arguments, num_cpus=plan.helper_cpus),
+        plan.operator(FeatureReplica, replica_arguments),
+        Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators)
+
+
+def view_of(
+    image_id: str, height_px: int, width_px: int, number: int, random_seed: int, augment: dict[str, Any]
+) -> View:
+    """View `number` of an image: a function of image, number and seed, not of who draws it or after what."""
+    key = int.from_bytes(image_id.encode(), "little")
+    generator = np.random.default_rng((random_seed, number, key))
+    return draw_view(height_px, width_px, generator, **augment)
+
+
+def view_shard(
+    block: pa.Table, run: Run, stage: str, num_views: int, augment: dict[str, Any], random_seed: int
+) -> pa.Table:
+    """A block that names one part of `images/` in, the pixels of its views out."""
+    part = block["part"][0].as_py()
+    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"])
+
+    def draw(row: dict[str, Any]) -> dict[str, Any]:
+        image = decode_rgb(row["image"], max_pixels=2**62)
+        height_px, width_px = image.shape[:2]
+        views = [
+            view_of(row["image_id"], height_px, width_px, number, random_seed, augment) for number in range(num_views)
+        ]
+        pixels = {f"view_{number}": view.of_image(image).numpy().tobytes() for number, view in enumerate(views)}
+        return {"height_px": height_px, "width_px": width_px, **pixels}
+
+    return map_rows(start_rows(part, table.to_pylist(), ENCODED_PAYLOAD), draw, views_payload(num_views), stage)
+
+
+def write_shard(block: pa.Table, run: Run, stage: str, num_views: int) -> pa.Table:
+    """The features of one shard in, its part and failures written, its counts out."""
+    part = block["part"][0].as_py()
+    rows, failures = split_rows(block, features_schema(num_views))
+    run.write_part(stage, part, rows, features_schema(num_views), failures)
+    return summary(part, rows.num_rows, len(failures))
+
+
+def shapes_of(config: RunConfig, section: LearnSection) -> list[tuple[int, int]]:
+    """Shapes of what is kept of one view: the input of the last block, or the embedding and the product F J."""
+    clip = load_clip(config.clip.spec())
+    num_tokens = (-(-section.augment.crop_px // clip.patch_size)) ** 2
+    if section.cache == "product":
+        return [(1, clip.embed_dim), (num_tokens, clip.embed_dim)]
+    return [(1 + num_tokens, clip.image_width)]
+
+
+def _settings(section: LearnSection) -> dict[str, Any]:
+    """What features depend on, beside the images and the CLIP."""
+    return section.model_dump(mode="json", include={"cache", "cached_views", "augment", "precision"})
+
+
+def _demand_space(folder: Folder, size_bytes: int, stage: str) -> None:
+    if not folder.is_local:
+        return  # an object store has no end that could be asked for
+    place = Path(folder.url)
+    while not place.exists():
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    if size_bytes > 0.95 * free_bytes:
+        raise StageError(
+            f"{stage} takes {_in_words(size_bytes)}, and {folder.url} has {_in_words(free_bytes)} left: lower "
+            "cached_views, put the run elsewhere, or leave out `cache`"
+        )
+
+
+def _in_words(size_bytes: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size_bytes < 1000 or unit == "GB":
+            break
+        size_bytes /= 1000  # type: ignore[assignment]
+    return f"{size_bytes:.4g} {unit}"
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_step
+
+    run_step("encode")
