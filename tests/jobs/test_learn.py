@@ -16,10 +16,16 @@ import pytest
 from safetensors.numpy import load
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
+from cluster.ledger import Run
 from cluster.session import session
+from cluster.storage import Folder
+from fmwsss_core.clip import FrozenClip
+from fmwsss_core.prompts import PromptLearner
+from fmwsss_core.toy.models import toy_clip
+from fmwsss_core.toy.world import TOY
 from jobs import pipeline
 from jobs.config import load_config
-from jobs.learn import HISTORY_FILE
+from jobs.learn import HISTORY_FILE, snapshots
 from jobs.stage import StageError
 
 ROOT = Path(__file__).parents[2]
@@ -89,25 +95,24 @@ def test_history_log_and_checks_before_the_start(alone: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_joint_mode_renews_seeds_from_the_prompts_of_their_time(cluster: None, tmp_path: Path) -> None:
-    def segmentation(name: str, every: int, iterations: int) -> np.ndarray:
-        more = [
-            "propose.points_per_side=4", f"learn.joint_every={every}", "learn.segmentation.batch_size=6",
-            "learn.classification.epochs=null", f"learn.classification.iterations={iterations}",
-            "learn.segmentation.epochs=null", "learn.segmentation.iterations=4",
-            "learn.classification.learning_rate=0.1",
-        ]  # fmt: skip
-        steps = ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"]
-        learn(tmp_path / name, *more, steps=steps)
-        assert not (tmp_path / name / "seeds" / "joint").exists() or not list(
-            (tmp_path / name / "seeds/joint").rglob("part*")
-        )
-        return learned(tmp_path / name, "segmentation")
-
-    # One snapshot, at the start: two rounds with the same seeds are one round.
-    whole, halves = segmentation("whole", 4, 1), segmentation("halves", 2, 1)
-    assert np.array_equal(whole, halves)
-    assert not np.array_equal(segmentation("renewed", 2, 4), halves)
+def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: None, tmp_path: Path) -> None:
+    more = [
+        "propose.points_per_side=4", "learn.joint_every=2", "learn.segmentation.batch_size=6",
+        "learn.classification.epochs=null", "learn.classification.iterations=3",
+        "learn.classification.learning_rate=1e-30", "learn.classification.weight_decay=0",
+        "learn.segmentation.epochs=null", "learn.segmentation.iterations=4",
+    ]  # fmt: skip
+    arguments = [f"run={tmp_path}", *SMALL, *more]
+    joint, staged = load_config(DEMO, arguments), load_config(DEMO, [*arguments, "learn.joint_every=null"])
+    pipeline.run(joint, ["ingest", "propose", "learn-classification", "seed-coarse"])
+    run = Run(Folder(str(tmp_path)))
+    assert snapshots(run, "prompts/classification") == [0, 2]
+    pipeline.run(staged, ["learn-segmentation"])
+    expected = learned(tmp_path, "segmentation")
+    run.reset("prompts/segmentation")
+    pipeline.run(joint, ["learn-segmentation"])
+    assert np.array_equal(learned(tmp_path, "segmentation"), expected)
+    assert run.folder.list("seeds/joint") == [], "seeds on the way are not kept"
 
 
 def fmwsss(step: list[str], run: Path, *more: str) -> list[str]:
