@@ -116,11 +116,19 @@ class FeatureReplica:
     """A frozen CLIP that turns the fixed views of an image into what prompt learning keeps of them."""
 
     def __init__(
-        self, spec: ModelSpec, kind: str, num_views: int, crop_px: int, half: bool, stage: str, num_threads: int
+        self,
+        spec: ModelSpec,
+        kind: str,
+        num_views: int,
+        crop_px: int,
+        precision: str | None,
+        stage: str,
+        num_threads: int,
     ) -> None:
         use_threads(num_threads)
         self.clip = load_clip(spec)
-        self.kind, self.num_views, self.crop_px, self.half = kind, num_views, crop_px, half
+        self.kind, self.num_views, self.crop_px = kind, num_views, crop_px
+        self.half = uses_bfloat16(precision, self.clip.device.type)
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -145,6 +153,11 @@ class FeatureReplica:
             f"view_{index}": features_to_bytes(*(array[index] for array in arrays)) for index in range(self.num_views)
         }
         return {"height_px": row["height_px"], "width_px": row["width_px"], **features}
+
+
+def uses_bfloat16(precision: str | None, device_type: str) -> bool:
+    """Whether the towers compute in bfloat16: as told, or on a GPU."""
+    return precision == "bfloat16" or (precision is None and device_type == "cuda")
 
 
 def use_threads(num_threads: int) -> None:

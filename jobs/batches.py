@@ -86,8 +86,8 @@ class BatchSource:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
-        return self.num_images // self.rows_per_batch
+        """See the function of this name."""
+        return batches_per_epoch(self.num_images, self.batch_size)
 
     def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Iterator[Batch]:
         """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
@@ -189,3 +189,8 @@ def count_rows(run: Run, parts: tuple[str, ...], stages: list[str]) -> tuple[int
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return tuple(pool.map(count, parts))
+
+
+def batches_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
+    return max(1, num_images // batch_size)

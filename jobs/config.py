@@ -168,7 +168,8 @@ class LearnSection(Section):
     augment: AugmentSection = AugmentSection()
     cache: Literal["input", "product"] | None = None  # what is kept of fixed views; null draws a new view each time
     cached_views: Count = 4
-    precision: Literal["float32", "bfloat16"] = "float32"  # of both towers; maps and losses are always float32
+    # Of both towers; maps and losses are always float32. Null: bfloat16 on a GPU, float32 on a CPU.
+    precision: Literal["float32", "bfloat16"] | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> LearnSection:

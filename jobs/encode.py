@@ -16,6 +16,7 @@ from cluster.resources import plan_replicas
 from cluster.rows import map_rows, split_rows, start_rows, summary
 from cluster.shards import Operator
 from cluster.storage import Folder
+from fmwsss_core.clip import FrozenClip
 from fmwsss_core.images import decode_rgb
 from fmwsss_core.records import features_bytes, features_schema, views_payload
 from fmwsss_core.views import View, draw_view
@@ -32,18 +33,23 @@ def stage_of(config: RunConfig, which: Which) -> str:
     return f"features/{'classification' if _settings(own) == _settings(first) else which}"
 
 
+def stages(config: RunConfig) -> dict[str, LearnSection]:
+    """The stages of features that the run file asks for, each with the settings it is made with."""
+    chosen: dict[str, LearnSection] = {}
+    for which in get_args(Which):
+        section: LearnSection = getattr(config.learn, which)
+        if section.cache:
+            chosen.setdefault(stage_of(config, which), section)
+    return chosen
+
+
 def run(config: RunConfig, run: Run) -> list[Receipt]:
     """Makes the features that the run file asks for; none where `cache` is not set.
 
     Raises:
         ValueError: the images are not there, the cache would not fit, or every image failed.
     """
-    chosen: dict[str, LearnSection] = {}
-    for which in get_args(Which):
-        section: LearnSection = getattr(config.learn, which)
-        if section.cache:
-            chosen.setdefault(stage_of(config, which), section)
-    return [_run(config, run, stage, section) for stage, section in chosen.items()]
+    return [_run(config, run, stage, section) for stage, section in stages(config).items()]
 
 
 def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Receipt:
@@ -52,7 +58,7 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
     started = begin_stage(run, stage, inputs, [images])
     if started.receipt:
         return started.receipt
-    shapes = shapes_of(config, section)
+    shapes = shapes_of(load_clip(config.clip.spec()), section)
     size_bytes = images.num_rows * section.cached_views * features_bytes(*shapes)
     what = " + ".join(f"{rows} x {columns}" for rows, columns in shapes)
     print(
@@ -74,7 +80,7 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
         "kind": section.cache,
         "num_views": section.cached_views,
         "crop_px": section.augment.crop_px,
-        "half": section.precision == "bfloat16",
+        "precision": section.precision,
         "stage": stage,
     }
     write_arguments = {"run": run, "stage": stage, "num_views": section.cached_views}
@@ -122,9 +128,8 @@ def write_shard(block: pa.Table, run: Run, stage: str, num_views: int) -> pa.Tab
     return summary(part, rows.num_rows, len(failures))
 
 
-def shapes_of(config: RunConfig, section: LearnSection) -> list[tuple[int, int]]:
+def shapes_of(clip: FrozenClip, section: LearnSection) -> list[tuple[int, int]]:
     """Shapes of what is kept of one view: the input of the last block, or the embedding and the product F J."""
-    clip = load_clip(config.clip.spec())
     num_tokens = (-(-section.augment.crop_px // clip.patch_size)) ** 2
     if section.cache == "product":
         return [(1, clip.embed_dim), (num_tokens, clip.embed_dim)]

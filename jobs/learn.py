@@ -17,13 +17,14 @@ from cluster.events import EventLog, peak_memory_bytes
 from cluster.ledger import Receipt, Run
 from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
-from cluster.replicas import use_threads
+from cluster.replicas import use_threads, uses_bfloat16
 from cluster.storage import Folder
 from cluster.training import plan_training, train
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.last_block import LastBlock, MapProduct
-from fmwsss_core.learning import learning_rate, make_optimizer, prompt_loss, share_of
+from fmwsss_core.learning import PromptLoss, learning_rate, make_optimizer, prompt_loss, share_of
 from fmwsss_core.prompts import PromptLearner
+from fmwsss_core.vocabulary import Vocabulary
 from jobs.batches import Batch, BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
@@ -114,7 +115,7 @@ def run(
         part_rows=count_rows(run, parts, before),
         seed_stage="seeds/coarse" if which == "segmentation" else None,
         feature_stage=feature_stage,
-        feature_shapes=tuple(shapes_of(config, section)) if feature_stage else (),
+        feature_shapes=tuple(shapes_of(load_clip(config.clip.spec()), section)) if feature_stage else (),
         num_views=section.cached_views,
         vocabulary=config.resolve_vocabulary(),
         batch_size=section.batch_size,
@@ -188,17 +189,12 @@ def train_loop(settings: dict[str, Any]) -> None:
     use_threads(job.num_threads)
     rank, num_workers = get_context().get_world_rank(), get_context().get_world_size()
     clip = load_clip(job.clip)
-    learner = PromptLearner(
-        clip, job.source.vocabulary, context=section.context, name_position=section.name_position,
-        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
-        num_backgrounds=section.num_backgrounds, seed=job.random_seed,
-    ).to(clip.device)  # fmt: skip
+    learner = make_learner(clip, job.source.vocabulary, section, job.random_seed)
     optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
     folder = job.run.folder.child(job.stage)
     first, history = _restore(folder, learner, optimizer)
     witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
     last_saved_s = time.monotonic()
-    side = -(-section.augment.crop_px // clip.patch_size)
     batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
     for iteration, batch in enumerate(batches, start=first):
         if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
@@ -213,14 +209,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        block = _block_of(clip, batch, section)
-        with torch.autocast(clip.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
-            foreground, background = learner()
-        loss = prompt_loss(
-            block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
-            batch.labels.to(clip.device) if batch.labels is not None else None,
-            classification_loss=section.classification_loss, cam_loss=section.cam_loss,
-        )  # fmt: skip
+        loss = batch_loss(clip, learner, batch, section)
         num_pairs, num_pixels = _sum_over_workers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
         classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
         cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
@@ -253,14 +242,34 @@ def train_loop(settings: dict[str, Any]) -> None:
         folder.write(PROMPTS_FILE, learner.to_bytes())
 
 
-def _block_of(clip: FrozenClip, batch: Batch, section: LearnSection) -> LastBlock | MapProduct:
-    """What the maps of a batch come from: the image tower, its cached tokens, or the cached product."""
+def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection, random_seed: int) -> PromptLearner:
+    """The prompts that a section of the run file describes, before they have learned anything."""
+    return PromptLearner(
+        clip, vocabulary, context=section.context, name_position=section.name_position,
+        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
+        num_backgrounds=section.num_backgrounds, seed=random_seed,
+    ).to(clip.device)  # fmt: skip
+
+
+def batch_loss(clip: FrozenClip, learner: PromptLearner, batch: Batch, section: LearnSection) -> PromptLoss:
+    """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product."""
+    side = -(-section.augment.crop_px // clip.patch_size)
+    is_half = uses_bfloat16(section.precision, clip.device.type)
+    block: LastBlock | MapProduct
     if batch.images is not None:
-        with torch.autocast(clip.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+        with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
             features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)), with_attention=False)
-        return clip.last_block(features.last_block_input.float())
-    arrays = [array.to(clip.device) for array in batch.features]
-    return clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
+        block = clip.last_block(features.last_block_input.float())
+    else:
+        arrays = [array.to(clip.device) for array in batch.features]
+        block = clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
+    with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
+        foreground, background = learner()
+    return prompt_loss(
+        block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
+        batch.labels.to(clip.device) if batch.labels is not None else None,
+        classification_loss=section.classification_loss, cam_loss=section.cam_loss,
+    )  # fmt: skip
 
 
 class _Witness:

@@ -61,6 +61,8 @@ def run(
         settings = config.model_dump(mode="json", exclude={"cluster"})
         without = set() if config.segmenter else {"segmenter", "predictions"}
         stages = [stage for stage in dict.fromkeys(stage for stage, _ in STEPS.values()) if stage not in without]
+        place = stages.index("features")
+        stages[place : place + 1] = encode.stages(config)
         ledger.write_manifest({"config": settings, "models": models, "stages": stages, "versions": versions()})
         chosen = list(STEPS) if steps is None else steps
         with session(config.cluster.address, config.cluster.num_cpus):

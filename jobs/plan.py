@@ -27,9 +27,9 @@ from cluster.models import ModelSpec, check
 from cluster.resources import plan_replicas
 from cluster.session import session
 from cluster.storage import Folder
+from cluster.training import plan_training
 from fmwsss_core.vocabulary import Vocabulary
 from jobs import ingest, learn, propose, seed
-from jobs.batches import batches_per_epoch
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
 
@@ -249,7 +249,9 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
     limit = "num_images" if data.kind == "toy" else "max_images"
     num_images = min(num_images, getattr(data, limit) or num_images)
     learning = {
-        name: getattr(config.learn, name).model_copy(update={"epochs": 0.001})
+        name: getattr(config.learn, name).model_copy(
+            update={"epochs": None, "iterations": 1, "warmup_iterations": 0, "cache": None}
+        )
         for name in ("classification", "segmentation")
     }
     changes = {
@@ -304,16 +306,18 @@ def _plan_stage(
 
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= config.cluster.train_workers else 0.0
-    share = -(-section.batch_size // config.cluster.train_workers)
+    workers = plan_training(config.cluster.train_workers)
+    gpus = 1.0 if workers.use_gpu else 0.0
+    share = -(-section.batch_size // workers.most_workers)
     work = ray.remote(_time_step).options(num_cpus=0.5, num_gpus=gpus)
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section, share, config.cluster.num_threads)
     step_s: float = ray.get(work.remote(*arguments))
-    num_steps = max(1, round(section.epochs * batches_per_epoch(num_images, section.batch_size)))
+    per_epoch = max(1, num_images // section.batch_size)
+    num_steps = section.num_iterations(per_epoch)
     hours = num_steps * step_s / 3600
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
-    reads = 5 * -(-num_images // config.shard_rows) * max(1.0, section.epochs)
-    return StagePlan(stage, hours, hours * gpus * config.cluster.train_workers, 0.0, checkpoints + reads, None)
+    reads = 5 * -(-num_images // config.shard_rows) * max(1.0, num_steps / per_epoch)
+    return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None)
 
 
 def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch: int, num_threads: int) -> float:
@@ -322,26 +326,26 @@ def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, b
 
     from cluster.models import load_clip
     from cluster.replicas import use_threads
-    from fmwsss_core.learning import prompt_loss
-    from fmwsss_core.prompts import PromptLearner
+    from jobs.batches import Batch
+    from jobs.encode import shapes_of
 
     use_threads(num_threads)
     clip = load_clip(spec)
-    learner = PromptLearner(
-        clip, vocabulary, context=section.context, name_position=section.name_position,
-        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
-        num_backgrounds=section.num_backgrounds, seed=0,
-    ).to(clip.device)  # fmt: skip
+    learner = learn.make_learner(clip, vocabulary, section, random_seed=0)
     side = section.augment.crop_px
-    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=clip.device)
-    present = torch.zeros(batch, len(vocabulary.classes), dtype=torch.bool, device=clip.device)
+    images, features = None, ()
+    if section.cache:
+        features = tuple(torch.randn(batch, *shape) for shape in shapes_of(clip, section))
+    else:
+        images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+    present = torch.zeros(batch, len(vocabulary.classes), dtype=torch.bool)
     present[:, 0] = True
-    labels = torch.ones(batch, side, side, dtype=torch.uint8, device=clip.device) if section.cam_loss_weight else None
+    labels = torch.ones(batch, side, side, dtype=torch.uint8) if section.cam_loss_weight else None
     times = []
     for _ in range(2):
         began_s = time.perf_counter()
-        loss = prompt_loss(clip, learner, images, present, labels)
-        (loss.contrastive + section.cam_loss_weight * loss.cam).backward()
+        loss = learn.batch_loss(clip, learner, Batch(images, features, present, labels), section)
+        (loss.classification + section.cam_loss_weight * loss.cam).backward()
         if clip.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began_s)

@@ -107,8 +107,8 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
             "segmenter.confidence_weights needs the confidences of the seeds: set seeds.confidence to true"
         )
     plan = plan_training(config.cluster.train_workers)
-    if min(section.batch_size, seeds.num_rows) < plan.num_workers:
-        raise StageError(f"cluster.train_workers is {plan.num_workers}, more than the images of a batch")
+    if min(section.batch_size, seeds.num_rows) < plan.most_workers:
+        raise StageError(f"cluster.train_workers is {plan.most_workers}, more than the images of a batch")
     spec = segmenter_spec(config)
     new_segmenter(spec)  # a setting that is wrong should be told before workers start
     crop_settings = CropSettings(

@@ -19,10 +19,6 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from cluster.ledger import Run
 from cluster.session import session
 from cluster.storage import Folder
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.toy.models import toy_clip
-from fmwsss_core.toy.world import TOY
 from jobs import pipeline
 from jobs.config import load_config
 from jobs.learn import HISTORY_FILE, snapshots
