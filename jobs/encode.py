@@ -66,8 +66,9 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
         f"= {_in_words(size_bytes)}, into {run.folder.child(stage).url}",
         flush=True,
     )
-    _demand_space(run.folder, size_bytes, stage)
-    plan = plan_replicas(config.cluster.num_replicas, config.cluster.gpus_per_replica, config.cluster.num_threads)
+    demand_space(run.folder, size_bytes, stage)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     view_arguments = {
         "run": run,
         "stage": stage,
@@ -89,7 +90,7 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
         plan.operator(FeatureReplica, replica_arguments),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators)
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def view_of(
@@ -141,7 +142,12 @@ def _settings(section: LearnSection) -> dict[str, Any]:
     return section.model_dump(mode="json", include={"cache", "cached_views", "augment", "precision"})
 
 
-def _demand_space(folder: Folder, size_bytes: int, stage: str) -> None:
+def demand_space(folder: Folder, size_bytes: int, stage: str) -> None:
+    """Refuses a cache that the disk of a run has no room for.
+
+    Raises:
+        StageError: it says how much is needed, how much there is, and what to do.
+    """
     if not folder.is_local:
         return  # an object store has no end that could be asked for
     place = Path(folder.url)
