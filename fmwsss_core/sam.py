@@ -166,10 +166,10 @@ def _detect_in_crop(
         return _Candidates(empty[:, None, None], empty, empty, empty, empty[:, None]), []
     candidates = _Candidates(*(torch.cat(values) for values in zip(*found, strict=True)))
     at_crop_edge = is_box_near_crop_edge(candidates.boxes, crop_box, [0, 0, image_size[1], image_size[0]])
-    candidates = candidates.select(~at_crop_edge)
-
+    inside = (~at_crop_edge).nonzero()[:, 0].cpu().numpy()
     score = candidates.predicted_iou + settings.whole_priority * (candidates.level == WHOLE)
-    order = box_nms(candidates.boxes.cpu().numpy(), score.double().cpu().numpy(), settings.box_nms_threshold)
+    boxes, score = candidates.boxes.cpu().numpy()[inside], score.double().cpu().numpy()[inside]
+    order = inside[box_nms(boxes, score, settings.box_nms_threshold)]
     survivors = candidates.select(torch.as_tensor(order, device=sam.device))
     bits: list[bytes] = []
     for begin in range(0, len(order), chunk):
