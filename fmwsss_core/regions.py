@@ -5,6 +5,8 @@ Regions are found among the pieces of the run lengths, of all masks of an image 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int64
 from pycocotools import mask as coco
@@ -125,4 +127,5 @@ def _encoded(runs: Runs, height: int, width: int) -> bytes:
     counts = np.diff(bounds, prepend=0, append=height * width).tolist()
     if len(counts) > 1 and counts[-1] == 0:  # as pycocotools writes it
         counts.pop()
-    return coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+    encoded: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return encoded["counts"]

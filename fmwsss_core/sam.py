@@ -157,7 +157,8 @@ def _detect_in_crop(
 
     enlarger, found = None, []
     for decoded in _decode(sam, encoded, points, settings):
-        enlarger = enlarger or Enlarger(sam, decoded.logits.shape[1:], encoded.input_size, encoded.image_size)
+        _, low_height, low_width = decoded.logits.shape
+        enlarger = enlarger or Enlarger(sam, (low_height, low_width), encoded.input_size, encoded.image_size)
         for begin in range(0, len(decoded.level), chunk):
             part = DecodedMasks(*(values[begin : begin + chunk] for values in decoded))
             found.append(_passing(part, enlarger, settings))

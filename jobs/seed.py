@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -143,7 +144,7 @@ def make_seed(
     section: SeedSection,
     superpixels: Superpixels,
     maps: Float32[np.ndarray, "present grid_height grid_width"],
-    class_indices: list[int],
+    class_indices: Sequence[int],
     image: bytes | None,
 ) -> Seed:
     """The seed of one image by the method of the run file; the encoded image is read for `crf` alone."""
