@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int16, UInt8
+from jaxtyping import Float, Float32, Int, Int16, Int32, UInt8
 
 from fmwsss_core.superpixels import Superpixels, pooled_means, topmost
 
@@ -87,9 +87,7 @@ def seed_image(
     means = (pooled_means(superpixels, maps) - low) / span
     scores = _scores(_min_max_over_superpixels(means).T, alpha).T
     winner = scores.argmax(axis=1)
-    # Of equal ones the first superpixel is painted last.
-    position = np.arange(len(superpixels))
-    painter = topmost(superpixels, np.lexsort((-position, scores.max(axis=1), superpixels.level)))
+    painter = paint(superpixels, scores.max(axis=1))
     covered = painter >= 0
 
     if len(superpixels) > 0:
@@ -113,6 +111,14 @@ def seed_image(
         coverage=float(covered.mean()),
         missing=missing_classes(labels, class_indices),
     )
+
+
+def paint(
+    superpixels: Superpixels, winning_score: Float32[np.ndarray, " superpixels"]
+) -> Int32[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
+    """Index of the superpixel on top at each pixel, -1 where there is none: by level, then score, then the first."""
+    position = np.arange(len(superpixels))
+    return topmost(superpixels, np.lexsort((-position, winning_score, superpixels.level)))
 
 
 def missing_classes(labels: UInt8[np.ndarray, "height width"], class_indices: Sequence[int]) -> tuple[int, ...]:

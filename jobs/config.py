@@ -293,6 +293,7 @@ class RunConfig(Section):
     max_failures: Percentage = 1.0  # of the images of a stage, as a share or `1 %`; more end the run
     limits: ImageLimits = ImageLimits()
     propose: ProposeSection = ProposeSection()
+    proposals: str | None = None  # a folder or URL of superpixels that runs share, by image, SAM and settings
     learn: LearnStages
     seeds: SeedStages
     segmenter: SegmenterSection | None = None

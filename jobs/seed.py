@@ -12,13 +12,14 @@ import pyarrow as pa
 from jaxtyping import Float32
 from PIL import Image
 
+from cluster.decoder import decoder
 from cluster.ledger import Receipt, Run
 from cluster.replicas import ClipReplica
 from cluster.resources import plan_replicas
 from cluster.rows import map_rows, split_rows, summary
 from cluster.shards import Operator
 from fmwsss_core.baselines import crf_seed, threshold_seed, voting_seed
-from fmwsss_core.images import decode_rgb, encode_label_png
+from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
 from fmwsss_core.seeding import IGNORE, Seed, missing_classes, seed_image
 from fmwsss_core.superpixels import Superpixels
@@ -153,7 +154,7 @@ def make_seed(
         return seed_image(*arguments, ignore_below=section.ignore_below, keep_labelled=section.keep_labelled)
     if section.method == "crf":
         assert image is not None
-        seed = crf_seed(decode_rgb(image, max_pixels=2**62), *arguments)
+        seed = crf_seed(decoder().rgb(image, max_pixels=2**62), *arguments)
     else:
         seed = {"voting": voting_seed, "threshold": threshold_seed}[section.method](*arguments)
     labels = np.where(seed.confidence < section.ignore_below, np.uint8(IGNORE), seed.labels)
