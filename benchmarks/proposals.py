@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +36,13 @@ from cluster.models import ModelSpec, load_sam
 from fmwsss_core.mask_decoder import PointDecoder
 from fmwsss_core.proposals import ProposalSettings
 
+Seconds = defaultdict[str, float]
 PHASES = ("encode", "decode", "rle")
 CHANGES_OFF = {"whole_bonus": 0.0, "whole_priority": 0.0, "occupation_threshold": None, "min_region_area_px": 0}
 
 
 @contextmanager
-def timed(owner: Any, name: str, phase: str, seconds: Counter) -> Iterator[None]:
+def timed(owner: Any, name: str, phase: str, seconds: Seconds) -> Iterator[None]:
     """Adds the time of every call of `owner.name` to `seconds[phase]`."""
     inner = getattr(owner, name)
 
@@ -66,7 +67,7 @@ def now_s() -> float:
 
 
 def run_original(
-    sam: Sam, image: np.ndarray, settings: ProposalSettings, batch: int, seconds: Counter
+    sam: Sam, image: np.ndarray, settings: ProposalSettings, batch: int, seconds: Seconds
 ) -> list[dict[str, Any]]:
     generator = original.SamAutomaticMaskGenerator(
         sam,
@@ -89,7 +90,7 @@ def run_original(
         return generator.generate(image)
 
 
-def run_ours(sam: Sam, image: np.ndarray, settings: ProposalSettings, seconds: Counter) -> Any:
+def run_ours(sam: Sam, image: np.ndarray, settings: ProposalSettings, seconds: Seconds) -> Any:
     with (
         timed(sam.image_encoder, "forward", "encode", seconds),
         timed(PointDecoder, "__init__", "decode", seconds),
@@ -110,7 +111,7 @@ def compare(masks: list[np.ndarray], others: list[np.ndarray]) -> tuple[bool, in
 
 
 def measure(sam: Sam, images: list[np.ndarray], settings: ProposalSettings, batch_effect: bool) -> dict[str, Any]:
-    theirs_s, ours_s, ignored_s = Counter(), Counter(), Counter()
+    theirs_s, ours_s, ignored_s = (defaultdict(float) for _ in range(3))
     counts = {"masks": 0, "pixels_different": 0, "pixels_different_by_batch": 0}
     equal = True
     # A first call of each, unmeasured: libraries choose their kernels then.
@@ -147,7 +148,7 @@ def measure(sam: Sam, images: list[np.ndarray], settings: ProposalSettings, batc
     }
 
 
-def per_image(seconds: Counter, num_images: int) -> dict[str, float]:
+def per_image(seconds: Seconds, num_images: int) -> dict[str, float]:
     parts = {phase: seconds[phase] / num_images for phase in PHASES}
     whole = seconds["whole"] / num_images
     return {**parts, "postprocess": whole - sum(parts.values()), "whole": whole}

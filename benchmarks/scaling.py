@@ -31,16 +31,16 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.table import show, write_json
 from cluster.ledger import Run, part_name
-from cluster.replicas import MAPS_PAYLOAD, SUPERPIXELS_PAYLOAD
+from cluster.replicas import MAPS_PAYLOAD
 from cluster.rows import map_rows, split_rows, start_rows, summary
 from cluster.session import quiet_ray_data
 from cluster.shards import Operator, map_shards
 from cluster.storage import Folder
-from fmwsss_core.records import IMAGES, maps_to_bytes, superpixels_row
-from fmwsss_core.superpixels import Superpixels, encode_masks
+from fmwsss_core.proposals import Detections, ProposalSettings, pack_masks
+from fmwsss_core.records import DETECTIONS_PAYLOAD, IMAGES, detections_row, maps_to_bytes
 from fmwsss_core.vocabulary import custom_vocabulary
 from jobs import ingest, propose, seed
-from jobs.config import ImageLimits
+from jobs.config import ImageLimits, SeedSection
 from jobs.datasets import SOURCES, Source
 from jobs.decode import decode_shard
 from jobs.stage import begin_stage, run_sharded
@@ -51,7 +51,7 @@ IDS = pa.schema([("image_id", pa.string())])
 
 
 class IdleSam:
-    """Takes the place of `SamReplica`: sleeps like a GPU at work, and always finds the same superpixels."""
+    """Takes the place of `SamReplica`: sleeps like a GPU at work, and always finds the same masks."""
 
     def __init__(self, seconds_per_image: float, height_px: int, width_px: int) -> None:
         self.seconds = seconds_per_image
@@ -59,15 +59,18 @@ class IdleSam:
         for index, mask in enumerate(masks):
             mask[index * height_px // 24 : (index + 3) * height_px // 24, index : width_px - index] = True
         found = np.full(24, 0.9, np.float32)
-        self.found = Superpixels(height_px, width_px, np.full(24, 2, np.int8), found, found, encode_masks(masks))
+        everywhere = ((0, 0, width_px, height_px),)
+        bits = tuple(pack_masks(masks.transpose(0, 2, 1)))
+        levels, crops = np.full(24, 2, np.int8), np.zeros(24, np.int16)
+        self.found = Detections(height_px, width_px, everywhere, crops, levels, found, found, bits)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decoded images in, what the model's replica would give out."""
-        return map_rows(block, self._propose, SUPERPIXELS_PAYLOAD, "superpixels")
+        return map_rows(block, self._detect, DETECTIONS_PAYLOAD, "superpixels")
 
-    def _propose(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _detect(self, row: dict[str, Any]) -> dict[str, Any]:
         time.sleep(self.seconds)
-        return superpixels_row(row["image_id"], self.found)
+        return detections_row(self.found)
 
 
 class IdleClip:
@@ -151,7 +154,7 @@ def propose_chain(run: Run, replica: Operator, num_cpus: float) -> list[Operator
     return [
         Operator(decode_shard, {"run": run, "stage": "superpixels"}, num_cpus=num_cpus),
         replica,
-        Operator(propose.write_shard, {"run": run}, num_cpus=num_cpus),
+        Operator(propose.write_shard, {"run": run, "settings": ProposalSettings()}, num_cpus=num_cpus),
     ]
 
 
@@ -280,7 +283,8 @@ def memory(folder: Path, num_images: int) -> dict[str, Any]:
     with local_ray(OBJECT_STORE_BYTES):
         sam = Operator(IdleSam, {"seconds_per_image": 0, "height_px": 64, "width_px": 64}, num_cpus=0.5)
         arguments = {"run": run, "stage": "seeds/coarse"}
-        write = {"vocabulary": vocabulary, "column": "cam", "alpha": 0.6, "png": True, "confidence": True}
+        section = SeedSection(maps="cam", alpha=0.6, box_threshold=None)
+        write = {"vocabulary": vocabulary, "section": section, "png": True, "confidence": True}
         chains = {
             "superpixels": propose_chain(run, sam, 0.5),
             "seeds/coarse": [

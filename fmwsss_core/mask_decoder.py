@@ -48,7 +48,7 @@ class PointDecoder:
     def __init__(self, sam: Sam, features: Float[Tensor, "1 channels height width"]) -> None:
         self._sam, self._features = sam, features
         self._position = sam.prompt_encoder.get_dense_pe()
-        decoder = sam.mask_decoder
+        decoder: Any = sam.mask_decoder
         self._regroups = type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer
         if self._regroups:
             _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)

@@ -5,7 +5,7 @@ Regions are found among the pieces of the run lengths, of all masks of an image 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -13,18 +13,7 @@ from pycocotools import mask as coco
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from fmwsss_core.superpixels import Superpixels
-
-
-class _Runs(NamedTuple):
-    """Stretches of the column-major pixel order, of several masks: sorted by owner and then start, none empty."""
-
-    owner: Int64[np.ndarray, " runs"]
-    start: Int64[np.ndarray, " runs"]
-    stop: Int64[np.ndarray, " runs"]
-
-    def select(self, kept: Bool[np.ndarray, " runs"]) -> _Runs:
-        return _Runs(*(values[kept] for values in self))
+from fmwsss_core.superpixels import Runs, Superpixels
 
 
 def clean_superpixels(
@@ -40,7 +29,7 @@ def clean_superpixels(
     """
     height, width = superpixels.height_px, superpixels.width_px
     untouched = np.ones(len(superpixels), dtype=bool)
-    inside = _inside(superpixels)
+    inside = superpixels.runs
 
     holes = _by_column(_outside(inside, len(superpixels), height * width), height)
     region, area_px = _regions(holes, height, width)
@@ -61,35 +50,27 @@ def clean_superpixels(
     return tuple(rle), untouched
 
 
-def _inside(superpixels: Superpixels) -> _Runs:
-    bounds = list(superpixels.runs())
-    none = np.zeros(0, dtype=np.int64)
-    owner = np.repeat(np.arange(len(bounds)), [len(start) for start, _ in bounds])
-    start, stop = (np.concatenate([none, *(run[side] for run in bounds)]) for side in (0, 1))
-    return _Runs(owner, start, stop).select(stop > start)
-
-
-def _outside(runs: _Runs, num_masks: int, num_pixels: int) -> _Runs:
+def _outside(runs: Runs, num_masks: int, num_pixels: int) -> Runs:
     """The complement: from the start or a run's end to the next run's start or the end."""
     owners = np.arange(num_masks)
     owner = np.concatenate([runs.owner, owners])
     start = np.concatenate([runs.stop, np.zeros_like(owners)])
     stop = np.concatenate([runs.start, np.full_like(owners, num_pixels)])
     owner, start, stop = np.sort(owner), start[np.lexsort((start, owner))], stop[np.lexsort((stop, owner))]
-    return _Runs(owner, start, stop).select(stop > start)
+    return Runs(owner, start, stop).select(stop > start)
 
 
-def _by_column(runs: _Runs, height: int) -> _Runs:
+def _by_column(runs: Runs, height: int) -> Runs:
     """Runs cut where a column ends."""
     num_columns = (runs.stop - 1) // height - runs.start // height + 1
     which = np.repeat(np.arange(len(runs.start)), num_columns)
     nth = np.arange(len(which)) - np.repeat(np.cumsum(num_columns) - num_columns, num_columns)
     column_start = (runs.start[which] // height + nth) * height
     start = np.maximum(runs.start[which], column_start)
-    return _Runs(runs.owner[which], start, np.minimum(runs.stop[which], column_start + height))
+    return Runs(runs.owner[which], start, np.minimum(runs.stop[which], column_start + height))
 
 
-def _merged(parts: list[_Runs]) -> _Runs:
+def _merged(parts: list[Runs]) -> Runs:
     """Disjoint runs as one list, those that touch joined."""
     owner, start, stop = (np.concatenate(values) for values in zip(*parts, strict=True))
     order = np.lexsort((start, owner))
@@ -97,11 +78,11 @@ def _merged(parts: list[_Runs]) -> _Runs:
     begins = np.ones(len(owner), dtype=bool)
     begins[1:] = (owner[1:] != owner[:-1]) | (start[1:] != stop[:-1])
     ends = np.append(begins[1:], True)[: len(begins)]
-    return _Runs(owner[begins], start[begins], stop[ends])
+    return Runs(owner[begins], start[begins], stop[ends])
 
 
 def _regions(
-    pieces: _Runs, height: int, width: int
+    pieces: Runs, height: int, width: int
 ) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " regions"]]:
     """The 8-connected region of every piece of a column, and the pixels of each region."""
     column, top = np.divmod(pieces.start, height)
@@ -121,7 +102,7 @@ def _regions(
 
 
 def _to_spare(
-    pieces: _Runs,
+    pieces: Runs,
     region: Int64[np.ndarray, " pieces"],
     area_px: Int64[np.ndarray, " regions"],
     small: Bool[np.ndarray, " regions"],
@@ -141,9 +122,10 @@ def _to_spare(
     return ranked[firsts]
 
 
-def _encoded(runs: _Runs, height: int, width: int) -> bytes:
+def _encoded(runs: Runs, height: int, width: int) -> bytes:
     bounds = np.stack([runs.start, runs.stop], axis=1).ravel()
     counts = np.diff(bounds, prepend=0, append=height * width).tolist()
     if len(counts) > 1 and counts[-1] == 0:  # as pycocotools writes it
         counts.pop()
-    return coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+    encoded: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return encoded["counts"]

@@ -157,7 +157,8 @@ def _detect_in_crop(
 
     enlarger, found = None, []
     for decoded in _decode(sam, encoded, points, settings):
-        enlarger = enlarger or Enlarger(sam, decoded.logits.shape[1:], encoded.input_size, encoded.image_size)
+        _, low_height, low_width = decoded.logits.shape
+        enlarger = enlarger or Enlarger(sam, (low_height, low_width), encoded.input_size, encoded.image_size)
         for begin in range(0, len(decoded.level), chunk):
             part = DecodedMasks(*(values[begin : begin + chunk] for values in decoded))
             found.append(_passing(part, enlarger, settings))
@@ -166,10 +167,10 @@ def _detect_in_crop(
         return _Candidates(empty[:, None, None], empty, empty, empty, empty[:, None]), []
     candidates = _Candidates(*(torch.cat(values) for values in zip(*found, strict=True)))
     at_crop_edge = is_box_near_crop_edge(candidates.boxes, crop_box, [0, 0, image_size[1], image_size[0]])
-    candidates = candidates.select(~at_crop_edge)
-
+    inside = (~at_crop_edge).nonzero()[:, 0].cpu().numpy()
     score = candidates.predicted_iou + settings.whole_priority * (candidates.level == WHOLE)
-    order = box_nms(candidates.boxes.cpu().numpy(), score.double().cpu().numpy(), settings.box_nms_threshold)
+    boxes, score = candidates.boxes.cpu().numpy()[inside], score.double().cpu().numpy()[inside]
+    order = inside[box_nms(boxes, score, settings.box_nms_threshold)]
     survivors = candidates.select(torch.as_tensor(order, device=sam.device))
     bits: list[bytes] = []
     for begin in range(0, len(order), chunk):

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int16, UInt8
+from jaxtyping import Float, Float32, Int, Int16, Int32, UInt8
 
-from fmwsss_core.superpixels import Superpixels, pooled_means
+from fmwsss_core.superpixels import Superpixels, pooled_means, topmost
 
 # Below this spread (of a map scaled to 0..1) differences are rounding, and min-max would blow them up to 0..1.
 _FLAT = 1e-6
 _EPSILON = 1e-7
+IGNORE = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Seed:
     """The seed of one image.
 
     Attributes:
-        labels: class of each pixel, 0 = background; 255 is never written.
+        labels: class of each pixel, 0 = background, 255 = too close to call (only where that was asked for).
         superpixel_class: class given to each superpixel, in the order of the superpixels.
         scores: score of the background (column 0) and of each present class (in the order given), 0 to 1.
         confidence: how clear the decision at each pixel was, 0 to 1 (see `seed_image`).
@@ -44,6 +45,8 @@ def seed_image(
     cams: Float32[np.ndarray, "present grid_height grid_width"],
     class_indices: Sequence[int],
     alpha: float,
+    ignore_below: float = 0.0,
+    keep_labelled: bool = False,
 ) -> Seed:
     """Gives every superpixel a class and paints them.
 
@@ -68,34 +71,80 @@ def seed_image(
         cams: one map for each present class, on the patch grid, raw or normalised.
         class_indices: class index (1 to 254) of each map.
         alpha: exponent of the background score, > 0; a larger one gives less background.
+        ignore_below: pixels of a lower confidence become 255.
+        keep_labelled: a present class that got no pixel is given the superpixel with its highest score, painted over
+            all others, with confidence 0 (of equal scores the first; one that hides the last pixel of another present
+            class is passed over). A class whose scores are all 0 still has none, and so has any class in an image
+            without superpixels.
 
     Raises:
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
     """
     _check(cams, class_indices, "alpha", alpha)
-    height, width = superpixels.height_px, superpixels.width_px
-    maps = _scaled_to_image(upsample(cams, height, width))
-    classes = np.array([0, *class_indices], dtype=np.int16)
-    scores = _scores(_min_max_over_superpixels(pooled_means(superpixels, maps)).T, alpha).T
+    maps, low, span = _rectified(upsample(cams, superpixels.height_px, superpixels.width_px))
+    classes = np.array([0, *class_indices], dtype=np.uint8)
+    # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
+    means = (pooled_means(superpixels, maps) - low) / span
+    scores = _scores(_min_max_over_superpixels(means).T, alpha).T
     winner = scores.argmax(axis=1)
-    painter = _paint(superpixels, scores.max(axis=1))
+    painter = paint(superpixels, scores.max(axis=1))
     covered = painter >= 0
 
     if len(superpixels) > 0:
-        labels = np.where(covered, classes[winner][painter], 0)
-        confidence = np.where(covered, _margin(scores.T)[painter], 1 - maps.max(axis=0, initial=0))
+        # Entry -1, the last, is for pixels in no superpixel.
+        labels = np.append(classes[winner], np.uint8(0))[painter]
+        confidence = np.append(margin(scores.T), np.float32(0))[painter]
+        outside = (maps[:, ~covered] - low[:, None]) / span[:, None]
+        confidence[~covered] = 1 - outside.max(axis=0, initial=0)
     else:
-        pixel_scores = _scores(maps, alpha)
-        labels, confidence = classes[pixel_scores.argmax(axis=0)], _margin(pixel_scores)
-    labels = labels.astype(np.uint8)
+        pixel_scores = _scores((maps - low[:, None, None]) / span[:, None, None], alpha)
+        labels, confidence = classes[pixel_scores.argmax(axis=0)], margin(pixel_scores)
+    superpixel_class = classes[winner].astype(np.int16)
+    labels[confidence < ignore_below] = IGNORE
+    if keep_labelled:
+        _keep_labelled(superpixels, scores, class_indices, labels, confidence, superpixel_class)
     return Seed(
         labels=labels,
-        superpixel_class=classes[winner],
+        superpixel_class=superpixel_class,
         scores=scores,
-        confidence=confidence.astype(np.float32),
+        confidence=confidence,
         coverage=float(covered.mean()),
-        missing=tuple(index for index in class_indices if not np.any(labels == index)),
+        missing=missing_classes(labels, class_indices),
     )
+
+
+def paint(
+    superpixels: Superpixels, winning_score: Float32[np.ndarray, " superpixels"]
+) -> Int32[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
+    """Index of the superpixel on top at each pixel, -1 where there is none: by level, then score, then the first."""
+    position = np.arange(len(superpixels))
+    return topmost(superpixels, np.lexsort((-position, winning_score, superpixels.level)))
+
+
+def missing_classes(labels: UInt8[np.ndarray, "height width"], class_indices: Sequence[int]) -> tuple[int, ...]:
+    """Those of `class_indices` that have no pixel."""
+    return tuple(index for index in class_indices if not np.any(labels == index))
+
+
+def _keep_labelled(
+    superpixels: Superpixels,
+    scores: Float32[np.ndarray, "superpixels background_and_present"],
+    class_indices: Sequence[int],
+    labels: UInt8[np.ndarray, "height width"],
+    confidence: Float32[np.ndarray, "height width"],
+    superpixel_class: Int16[np.ndarray, " superpixels"],
+) -> None:
+    """Writes the option `keep_labelled` of `seed_image` into the last three."""
+    for class_index in missing_classes(labels, class_indices):
+        own = scores[:, 1 + list(class_indices).index(class_index)]
+        for candidate in np.argsort(-own, kind="stable"):
+            if own[candidate] <= 0:
+                break
+            mask = superpixels.mask(int(candidate))
+            hidden = set(np.unique(labels[mask]).tolist()) & set(class_indices)
+            if mask.any() and not any((labels == other).sum() == (labels[mask] == other).sum() for other in hidden):
+                labels[mask], confidence[mask], superpixel_class[candidate] = class_index, 0, class_index
+                break
 
 
 def label_map_from_cam(
@@ -122,14 +171,39 @@ def label_map_from_cam(
     return classes[_scores(upsample(cams, height, width), power).argmax(axis=0)]
 
 
+def cam_probabilities(
+    maps: Float32[np.ndarray, "present *rest"], power: float
+) -> Float32[np.ndarray, "1+present *rest"]:
+    """Scores of the background, (1 - max_c CAM^c)^power, and of the classes; the unary of a CRF (CLIP-ES).
+
+    Args:
+        maps: scaled to 0..1.
+        power: exponent of the background score, > 0.
+    """
+    return _scores(maps, power)
+
+
+def margin(scores: Float32[np.ndarray, "background_and_present *rest"]) -> Float32[np.ndarray, "*rest"]:
+    """The best score minus the second; the best itself where there is no second."""
+    ascending = np.sort(scores, axis=0)
+    return ascending[-1] - (ascending[-2] if len(scores) > 1 else 0)
+
+
 def upsample(
     maps: Float32[np.ndarray, "maps grid_height grid_width"], height: int, width: int
 ) -> Float32[np.ndarray, "maps {height} {width}"]:
     """Bilinear resize, as torch's `interpolate(..., mode="bilinear", align_corners=False)`."""
-    low, high, weight = _neighbours(maps.shape[2], width)
-    rows = maps[:, :, low] * (1 - weight) + maps[:, :, high] * weight
+    # Columns first and last in memory: masks are column-major.
     low, high, weight = _neighbours(maps.shape[1], height)
-    return rows[:, low] * (1 - weight[:, None]) + rows[:, high] * weight[:, None]
+    columns = maps.transpose(0, 2, 1)
+    columns = columns[:, :, low] * (1 - weight) + columns[:, :, high] * weight
+    low, high, weight = _neighbours(maps.shape[2], width)
+    enlarged = columns[:, low]
+    enlarged *= (1 - weight)[:, None]
+    second = columns[:, high]
+    second *= weight[:, None]
+    enlarged += second
+    return enlarged.transpose(0, 2, 1)
 
 
 def _neighbours(
@@ -142,15 +216,18 @@ def _neighbours(
     return low, np.minimum(low + 1, size_in - 1), np.clip(position - low.astype(np.float32), 0, 1)
 
 
-def _scaled_to_image(maps: Float32[np.ndarray, "maps height width"]) -> Float32[np.ndarray, "maps height width"]:
-    """Each map rectified and min-maxed over the image; 0 where it has no contrast."""
-    scaled = np.zeros_like(maps)
-    for values, target in zip(maps, scaled, strict=True):
-        rectified = np.maximum(values, 0)
-        highest, lowest = rectified.max(), rectified.min()
-        if highest > 0 and highest - lowest > _FLAT * highest:
-            target[:] = (rectified - lowest) / (highest - lowest)
-    return scaled
+def _rectified(
+    maps: Float32[np.ndarray, "maps height width"],
+) -> tuple[Float32[np.ndarray, "maps height width"], Float32[np.ndarray, " maps"], Float32[np.ndarray, " maps"]]:
+    """Each map rectified, in place, and its minimum and span over the image; 0, and 0 and 1, without contrast."""
+    np.maximum(maps, 0, out=maps)
+    low, high = np.zeros(len(maps), dtype=np.float32), np.zeros(len(maps), dtype=np.float32)
+    for index, values in enumerate(maps):
+        low[index], high[index] = values.min(), values.max()
+        if not (high[index] > 0 and high[index] - low[index] > _FLAT * high[index]):
+            values[:] = 0
+            low[index], high[index] = 0, 1
+    return maps, low, high - low
 
 
 def _min_max_over_superpixels(
@@ -170,24 +247,6 @@ def _scores(values: Float[np.ndarray, "present *rest"], power: float) -> Float32
     """
     highest = np.clip(values.max(axis=0, initial=0), 0, 1)
     return np.concatenate([((1 - highest) ** power)[None], values]).astype(np.float32)
-
-
-def _margin(scores: Float32[np.ndarray, "background_and_present *rest"]) -> Float32[np.ndarray, "*rest"]:
-    """The best score minus the second; the best itself where there is no second."""
-    ascending = np.sort(scores, axis=0)
-    return ascending[-1] - (ascending[-2] if len(scores) > 1 else 0)
-
-
-def _paint(
-    superpixels: Superpixels, winning_score: Float32[np.ndarray, " superpixels"]
-) -> Int[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
-    """Index of the superpixel that ends on top at each pixel; -1 where there is none."""
-    # Column-major, as the decoded masks are.
-    painter = np.full((superpixels.height_px, superpixels.width_px), -1, dtype=np.int32, order="F")
-    position = np.arange(len(superpixels))
-    for index in np.lexsort((-position, winning_score, superpixels.level)).tolist():
-        np.copyto(painter, index, where=superpixels.mask(index), casting="same_kind")
-    return painter
 
 
 def _check(

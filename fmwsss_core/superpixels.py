@@ -6,13 +6,32 @@ overlaps work on the runs, so their cost follows the outlines and not the number
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int32, Int64
 from pycocotools import mask as coco
+
+
+class Runs(NamedTuple):
+    """Stretches of the column-major pixel order, of several masks: sorted by owner and then start, none empty.
+
+    Attributes:
+        owner: index of the mask.
+        start: first pixel.
+        stop: the pixel behind the last.
+    """
+
+    owner: Int64[np.ndarray, " runs"]
+    start: Int64[np.ndarray, " runs"]
+    stop: Int64[np.ndarray, " runs"]
+
+    def select(self, kept: Bool[np.ndarray, " runs"]) -> Runs:
+        """The runs marked, in their order."""
+        return Runs(self.owner[kept], self.start[kept], self.stop[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +74,10 @@ class Superpixels:
 
     def mask(self, index: int) -> Bool[np.ndarray, "height width"]:
         """One mask, decoded; column-major in memory, as the runs are."""
-        lengths = _run_lengths(self.rle[index])
+        owner, start, stop = self.runs
+        own = slice(*np.searchsorted(owner, [index, index + 1]))
+        bounds = np.stack([start[own], stop[own]], axis=1).ravel()
+        lengths = np.diff(bounds, prepend=0, append=self.height_px * self.width_px)
         inside = np.arange(len(lengths)) % 2 == 1
         return np.repeat(inside, lengths).reshape((self.height_px, self.width_px), order="F")
 
@@ -76,7 +98,8 @@ class Superpixels:
 
     def area_px(self) -> Int64[np.ndarray, " superpixels"]:
         """Number of pixels of each mask."""
-        return np.asarray(coco.area(self._as_coco()), dtype=np.int64).reshape(len(self))
+        owner, start, stop = self.runs
+        return np.bincount(owner, weights=stop - start, minlength=len(self)).astype(np.int64)
 
     def boxes_px(self) -> Int64[np.ndarray, "superpixels 4"]:
         """Left, top, right, bottom of each mask, inclusive (as segment-anything's boxes); zeros for an empty mask."""
@@ -84,11 +107,13 @@ class Superpixels:
         boxes[:, 2:] = np.maximum(boxes[:, :2] + boxes[:, 2:] - 1, 0)
         return boxes
 
-    def runs(self) -> Iterator[tuple[Int64[np.ndarray, " runs"], Int64[np.ndarray, " runs"]]]:
-        """For each mask, start and stop (exclusive) of its runs in the column-major pixel order."""
-        for counts in self.rle:
-            ends = np.cumsum(_run_lengths(counts))
-            yield ends[: len(ends) - 1 : 2], ends[1::2]
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs of all masks."""
+        lengths, nth, owner = _run_lengths(self.rle)
+        stop = np.cumsum(lengths) - owner * (self.height_px * self.width_px)
+        # Background and mask in turn, background first.
+        return Runs(owner, stop - lengths, stop).select((nth % 2 == 1) & (lengths > 0))
 
     def _as_coco(self) -> Any:
         size = [self.height_px, self.width_px]
@@ -136,34 +161,84 @@ def pooled_means(
 ) -> Float64[np.ndarray, "superpixels classes"]:
     """Mean of each map inside each mask (method M5.2, the mean of eq. 8); 0 for an empty mask.
 
-    Prefix sums along the runs, in double precision and in one fixed order: the same bytes on every machine, whatever
-    its number of threads or its matrix library.
+    Prefix sums along the runs, of whole numbers: each map is scaled by a power of two such that the sum over the image
+    fits 62 bits. That is finer than its float32 values but for those below a millionth of the largest, and additions
+    have no rounding: the same bytes on every machine, whatever their order.
     """
-    bounds = list(superpixels.runs())
-    owner = np.repeat(np.arange(len(bounds)), [len(start) for start, _ in bounds])
-    empty = np.zeros(0, dtype=np.int64)
-    starts = np.concatenate([empty, *(start for start, _ in bounds)])
-    stops = np.concatenate([empty, *(stop for _, stop in bounds)])
-    means = np.zeros((len(superpixels), len(maps)))
-    prefix = np.zeros(superpixels.height_px * superpixels.width_px + 1)
+    owner, start, stop = superpixels.runs
+    num_pixels = superpixels.height_px * superpixels.width_px
+    sums = np.zeros((len(superpixels), len(maps)))
+    prefix = np.zeros(num_pixels + 1, dtype=np.int64)
     for column, values in enumerate(maps):
-        np.cumsum(values.ravel(order="F"), dtype=np.float64, out=prefix[1:])
-        means[:, column] = np.bincount(owner, weights=prefix[stops] - prefix[starts], minlength=len(superpixels))
-    return means / np.maximum(superpixels.area_px(), 1)[:, None]
+        largest = max(values.max(), -values.min())
+        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(largest)[1])
+        np.multiply(values.ravel(order="F"), np.float64(scale), out=prefix[1:], casting="unsafe")
+        np.cumsum(prefix, out=prefix)
+        sums[:, column] = np.bincount(owner, prefix[stop] - prefix[start], minlength=len(superpixels)) / scale
+    return sums / np.maximum(superpixels.area_px(), 1)[:, None]
 
 
-def _run_lengths(counts: bytes) -> Int64[np.ndarray, " lengths"]:
-    """Lengths of the runs, background first, from COCO's compressed string.
+def topmost(
+    superpixels: Superpixels, order: Int64[np.ndarray, " superpixels"]
+) -> Int32[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
+    """Which superpixel is on top at each pixel if they are painted one over the other; -1 where there is none.
+
+    No mask is decoded. A run is the union of two stretches of 2^k pixels, the largest power of two in it; the highest
+    painter of every such stretch is noted at its first pixel, then handed down from k to k - 1: two maxima over the
+    image for each k, however many masks there are.
+
+    Args:
+        superpixels: of one image.
+        order: their indices, from the first painted to the last.
+    """
+    num_pixels = superpixels.height_px * superpixels.width_px
+    rank = np.empty(len(superpixels), dtype=np.int64)
+    rank[order] = np.arange(len(superpixels))
+    owner, start, stop = superpixels.runs
+    by_rank = np.argsort(rank[owner], kind="stable")
+    start, stop, rank = start[by_rank], stop[by_rank], rank[owner[by_rank]]
+    power = np.frexp((stop - start).astype(float))[1] - 1
+
+    # Ranks start at 1: no painter is 0, as fresh memory is.
+    number = np.int16 if len(order) < 2**15 - 1 else np.int32
+    highest = np.zeros(num_pixels, dtype=number)
+    for k in range(int(power.max(initial=0)), -1, -1):
+        here = power == k
+        noted = np.zeros(num_pixels, dtype=number)
+        # Of several assignments to one pixel the last stays: the highest.
+        noted[np.stack([start[here], stop[here] - (1 << k)], axis=1)] = 1 + rank[here][:, None]
+        np.maximum(highest, noted, out=highest)
+        if k > 0:
+            half = 1 << (k - 1)
+            np.maximum(highest[half:], highest[:-half].copy(), out=highest[half:])
+    painters = np.concatenate([[-1], order]).astype(np.int32)
+    return painters[highest].reshape((superpixels.height_px, superpixels.width_px), order="F")
+
+
+def _run_lengths(
+    rle: Sequence[bytes],
+) -> tuple[Int64[np.ndarray, " lengths"], Int64[np.ndarray, " lengths"], Int64[np.ndarray, " lengths"]]:
+    """Lengths of the runs of all masks, background first, from COCO's strings; place in its mask, and mask, of each.
 
     Five bits a character, lowest first; bit 5 says that more follow, bit 4 of the last one is the sign. From the
-    fourth run on, a number is the difference to the run two places before.
+    fourth run of a mask on, a number is the difference to the run two places before.
     """
-    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(b"".join(rle), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((digits & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    lengths = np.add.reduceat((digits & 31) << (5 * place), first)
-    lengths -= ((digits[last] & 16) >> 4) << (5 * (place[last] + 1))
-    lengths[1::2] = np.cumsum(lengths[1::2])
-    lengths[2::2] = np.cumsum(lengths[2::2])
-    return lengths
+    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
+    num_digits = last - first + 1
+    place = np.arange(len(digits)) - np.repeat(first, num_digits)
+    numbers = np.add.reduceat((digits & 31) << (5 * place), first) if len(digits) else digits
+    numbers -= ((digits[last] & 16) >> 4) << (5 * num_digits)
+
+    num_runs = np.diff(np.searchsorted(last, np.cumsum([0, *map(len, rle)])))
+    start = np.cumsum(num_runs) - num_runs
+    nth = np.arange(len(numbers)) - np.repeat(start, num_runs)
+    # The first run stands alone; the others are sums over every second number, each mask for itself.
+    lengths = numbers.copy()
+    for parity in (1, 2):
+        chain = (nth > 0) & (nth % 2 == parity % 2)
+        sums = np.cumsum(np.where(chain, numbers, 0))
+        before = np.concatenate([[0], sums])[start]
+        np.subtract(sums, np.repeat(before, num_runs), out=lengths, where=chain)
+    return lengths, nth, np.repeat(np.arange(len(rle)), num_runs)

@@ -141,6 +141,23 @@ def preview(config: ConfigPath, overrides: Overrides = None) -> None:
     _execute(config, overrides, ["preview"])
 
 
+@app.command(name="try")
+def try_image(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="path of an image")],
+    labels: Annotated[str, typer.Option(help="the classes that it shows, such as person,horse")],
+    overrides: Overrides = None,
+    config: Annotated[str, typer.Option(help="run file: its models, and its run's prompts")] = "configs/voc12.yaml",
+    output: Annotated[str, typer.Option(help="where the PNG goes")] = "try.png",
+) -> None:
+    """Make the seed of one image, without a run and without Ray: seed, superpixels and class maps in one PNG."""
+    with _told_in_lines():
+        settings = load_config(config, overrides)
+        from jobs.try_image import run
+
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+        print("\n".join(run(settings, image, names, output)))
+
+
 @app.command()
 def plan(
     config: ConfigPath,

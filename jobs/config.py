@@ -205,13 +205,23 @@ class LearnStages(Section):
 class SeedSection(Section):
     """From maps and superpixels to a seed (method M2.2 and M5.2).
 
-    `maps` says which maps classify the superpixels; both are stored and judged.
+    `maps` says which maps classify the superpixels; both are stored and judged. `method`: superpixels classified by the
+    maps (`sams`), or what it is compared with: a dense CRF on the maps (`crf`), SEPL voting, or the maps alone.
     """
 
+    method: Literal["sams", "crf", "voting", "threshold"] = "sams"
+    ignore_below: Share = 0.0  # pixels of lower confidence become 255; CLIP-ES has .95 with its CRF
+    keep_labelled: bool = False  # never let a labelled class vanish
     maps: Literal["cam", "cam+caa"] = "cam+caa"
     alpha: Annotated[float, Field(gt=0)]
     box_threshold: Share | None
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _only_superpixels_can_be_given_away(self) -> SeedSection:
+        if self.keep_labelled and self.method != "sams":
+            raise ValueError("`keep_labelled` needs `method: sams`")
+        return self
 
 
 class SeedStages(Section):
@@ -313,6 +323,7 @@ class RunConfig(Section):
     max_failures: Percentage = 1.0  # of the images of a stage, as a share or `1 %`; more end the run
     limits: ImageLimits = ImageLimits()
     propose: ProposeSection = ProposeSection()
+    proposals: str | None = None  # a folder or URL of superpixels that runs share, by image, SAM and settings
     learn: LearnStages
     seeds: SeedStages
     segmenter: SegmenterSection | None = None

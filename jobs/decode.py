@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +15,12 @@ from fmwsss_core.records import DECODED_PAYLOAD, IMAGES
 ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
 
 
-def decode_shard(block: pa.Table, run: Run, stage: str) -> pa.Table:
+def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = ()) -> pa.Table:
     """A block that names one part of `images/` in, its decoded images out. The truth column is never read here."""
     part = block["part"][0].as_py()
-    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"])
-    encoded = start_rows(part, table.to_pylist(), ENCODED_PAYLOAD)
+    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes", "sha256"])
+    rows = [row for row in table.to_pylist() if row.pop("sha256") not in skip_sha256]
+    encoded = start_rows(part, rows, ENCODED_PAYLOAD)
     return map_rows(encoded, _decode, DECODED_PAYLOAD, stage)
 
 

@@ -1,10 +1,11 @@
-"""Stage `superpixels`: SAM's masks for every image, once per image and SAM."""
+"""Stage `superpixels`: SAM's masks for every image, once per image and SAM; with `proposals`, once for all runs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from cluster.ledger import Receipt, Run
 from cluster.replicas import SamReplica
@@ -15,6 +16,7 @@ from fmwsss_core.proposals import ProposalSettings, finish
 from fmwsss_core.records import SUPERPIXELS, detections_from_row, superpixels_row
 from jobs.config import RunConfig
 from jobs.decode import decode_shard
+from jobs.shared_superpixels import SharedSuperpixels, sam_sha256
 from jobs.stage import begin_stage, run_sharded, upstream
 
 STAGE = "superpixels"
@@ -32,17 +34,32 @@ def run(config: RunConfig, run: Run) -> Receipt:
     started = begin_stage(run, STAGE, inputs, [images])
     if started.receipt:
         return started.receipt
+    shared = None
+    if config.proposals is not None:
+        # On a worker: the driver may have neither memory nor a GPU for a network.
+        sha256 = ray.get(ray.remote(sam_sha256).options(num_cpus=0.5).remote(config.sam.spec()))
+        shared = SharedSuperpixels.of(config.proposals, sha256, settings)
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     operators = [
-        Operator(decode_shard, {"run": run, "stage": STAGE}, num_cpus=plan.helper_cpus),
+        Operator(decode_unknown, {"run": run, "shared": shared}, num_cpus=plan.helper_cpus),
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
-        Operator(write_shard, {"run": run, "settings": settings}, num_cpus=plan.helper_cpus),
+        Operator(write_shard, {"run": run, "settings": settings, "shared": shared}, num_cpus=plan.helper_cpus),
     ]
     return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
-def write_shard(block: pa.Table, run: Run, settings: ProposalSettings) -> pa.Table:
+def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:
+    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are shared."""
+    if shared is None:
+        return decode_shard(block, run, STAGE)
+    known = shared.known(_image_sha256(run, block["part"][0].as_py()).values())
+    return decode_shard(block, run, STAGE, skip_sha256=known)
+
+
+def write_shard(
+    block: pa.Table, run: Run, settings: ProposalSettings, shared: SharedSuperpixels | None = None
+) -> pa.Table:
     """SAM's masks of one shard in, its superpixels and failures written, its counts out."""
     part = block["part"][0].as_py()
 
@@ -51,8 +68,27 @@ def write_shard(block: pa.Table, run: Run, settings: ProposalSettings) -> pa.Tab
 
     found = map_rows(block, finished, [field for field in SUPERPIXELS if field.name != "image_id"], STAGE)
     rows, failures = split_rows(found, SUPERPIXELS)
+    if shared is not None:
+        rows = _with_shared(run, part, rows, {failure["image_id"] for failure in failures}, shared)
     run.write_part(STAGE, part, rows, SUPERPIXELS, failures)
     return summary(part, rows.num_rows, len(failures))
+
+
+def _with_shared(run: Run, part: str, rows: pa.Table, failed: set[str], shared: SharedSuperpixels) -> pa.Table:
+    """The rows of a part with those that were shared, in the order of its images; new ones are shared too."""
+    sha256 = _image_sha256(run, part)
+    new = {row["image_id"]: row for row in rows.to_pylist()}
+    shared.add({sha256[image_id]: row for image_id, row in new.items()})
+    others = [image_id for image_id in sha256 if image_id not in new and image_id not in failed]
+    old = shared.read(sha256[image_id] for image_id in others)
+    by_id = new | {image_id: {**old[sha256[image_id]], "image_id": image_id} for image_id in others}
+    return pa.Table.from_pylist([by_id[image_id] for image_id in sha256 if image_id in by_id], schema=SUPERPIXELS)
+
+
+def _image_sha256(run: Run, part: str) -> dict[str, str]:
+    """By image id, in the order of the part."""
+    table = run.folder.child("images").read_table(part, columns=["image_id", "sha256"])
+    return dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 from PIL import Image
 
+from cluster.decoder import decoder
 from cluster.ledger import Receipt, Run
 from cluster.replicas import ClipReplica
 from cluster.resources import plan_replicas
 from cluster.rows import map_rows, split_rows, summary
 from cluster.shards import Operator
+from fmwsss_core.baselines import crf_seed, threshold_seed, voting_seed
 from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
-from fmwsss_core.seeding import seed_image
+from fmwsss_core.seeding import IGNORE, Seed, missing_classes, seed_image
+from fmwsss_core.superpixels import Superpixels
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import RunConfig, SeedSection
 from jobs.decode import decode_shard
@@ -82,8 +88,7 @@ def make(
         "run": run,
         "stage": stage,
         "vocabulary": vocabulary,
-        "column": MAPS_COLUMN[section.maps],
-        "alpha": section.alpha,
+        "section": section,
         "png": inputs["png"],
         "confidence": config.seeds.confidence,
     }
@@ -100,13 +105,16 @@ def write_shard(
     run: Run,
     stage: str,
     vocabulary: Vocabulary,
-    column: str,
-    alpha: float,
+    section: SeedSection,
     png: bool,
     confidence: bool,
 ) -> pa.Table:
     """The class maps of one shard in, its seeds and failures written, its counts out."""
     part = block["part"][0].as_py()
+    images = {}
+    if section.method == "crf":
+        table = run.folder.child("images").read_table(part, columns=["image_id", "image"])
+        images = dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     table = run.folder.child("superpixels").read_table(part)
     superpixels = {row["image_id"]: row for row in table.to_pylist()}
     # An image without superpixels is told in failures/superpixels; here it is left out.
@@ -115,7 +123,9 @@ def write_shard(
     )
     seeded = map_rows(
         block.filter(has_superpixels),
-        lambda row: _seed_row(row, superpixels[row["image_id"]], vocabulary, column, alpha, confidence),
+        lambda row: _seed_row(
+            row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence
+        ),
         SEEDS_PAYLOAD,
         stage,
     )
@@ -131,15 +141,15 @@ def write_shard(
 def _seed_row(
     row: dict[str, Any],
     superpixels_row: dict[str, Any],
+    image: bytes | None,
     vocabulary: Vocabulary,
-    column: str,
-    alpha: float,
+    section: SeedSection,
     with_confidence: bool,
 ) -> dict[str, Any]:
     superpixels = superpixels_from_row(superpixels_row)
     indices = vocabulary.indices(row["classes"])
-    maps = maps_from_bytes(row[column], len(indices), row["grid_height"], row["grid_width"])
-    seed = seed_image(superpixels, maps, indices, alpha)
+    maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], len(indices), row["grid_height"], row["grid_width"])
+    seed = make_seed(section, superpixels, maps, indices, image)
     return {
         **{field.name: row[field.name] for field in SEEDS if field.name in row},
         "seed": encode_label_png(seed.labels),
@@ -150,6 +160,26 @@ def _seed_row(
         "coverage": float(seed.coverage),
         "missing": [vocabulary.classes[index - 1] for index in seed.missing],
     }
+
+
+def make_seed(
+    section: SeedSection,
+    superpixels: Superpixels,
+    maps: Float32[np.ndarray, "present grid_height grid_width"],
+    class_indices: Sequence[int],
+    image: bytes | None,
+) -> Seed:
+    """The seed of one image by the method of the run file; the encoded image is read for `crf` alone."""
+    arguments = (superpixels, maps, class_indices, section.alpha)
+    if section.method == "sams":
+        return seed_image(*arguments, ignore_below=section.ignore_below, keep_labelled=section.keep_labelled)
+    if section.method == "crf":
+        assert image is not None
+        seed = crf_seed(decoder().rgb(image, max_pixels=2**62), *arguments)
+    else:
+        seed = {"voting": voting_seed, "threshold": threshold_seed}[section.method](*arguments)
+    labels = np.where(seed.confidence < section.ignore_below, np.uint8(IGNORE), seed.labels)
+    return replace(seed, labels=labels, missing=missing_classes(labels, class_indices))
 
 
 def _grey_png(values: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from fmwsss_core.seeding import Seed, _margin, _paint, upsample
+from fmwsss_core.seeding import Seed, margin, missing_classes, paint, upsample
 from fmwsss_core.superpixels import Superpixels, pooled_means
 
 
@@ -46,13 +46,13 @@ def refine_labels(
     means = pooled_means(superpixels, maps).astype(np.float32)
     scores = np.concatenate([means[:, :1] ** np.float32(alpha), means[:, 1:]], axis=1)
     classes = np.array([0, *class_indices], dtype=np.int16)
-    painter = _paint(superpixels, scores.max(axis=1, initial=0))
+    painter = paint(superpixels, scores.max(axis=1, initial=0))
     covered = painter >= 0
     superpixel_class = classes[scores.argmax(axis=1)]
-    own_margin = _margin(maps)
+    own_margin = margin(maps)
     if len(superpixels) > 0:
         painted = np.where(covered, superpixel_class[painter], labels).astype(np.uint8)
-        confidence = np.where(covered, _margin(scores.T)[painter], own_margin)
+        confidence = np.where(covered, margin(scores.T)[painter], own_margin)
     else:
         painted, confidence = labels.copy(), own_margin
     return Seed(
@@ -61,5 +61,5 @@ def refine_labels(
         scores=scores,
         confidence=confidence.astype(np.float32),
         coverage=float(covered.mean()),
-        missing=tuple(index for index in class_indices if not np.any(painted == index)),
+        missing=missing_classes(painted, class_indices),
     )

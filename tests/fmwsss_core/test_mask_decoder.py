@@ -22,7 +22,7 @@ def sam(request) -> Sam:
     # segment-anything casts coordinates to float32; everything after it can be double.
     code = sam.prompt_encoder.pe_layer
     encode = code._pe_encoding
-    code._pe_encoding = lambda coordinates: encode(coordinates.double())
+    code._pe_encoding = lambda coords: encode(coords.double())
     for parameter in sam.parameters():  # norms and biases that do something
         parameter.data += 0.3 * torch.randn_like(parameter)
     return sam

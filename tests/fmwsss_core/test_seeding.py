@@ -190,3 +190,76 @@ def test_mistakes_are_named():
         label_map_from_cam(cams, [1], 4, 8, float("nan"))
     with pytest.raises(ValueError, match=r"map of class 6 holds a value that is not finite"):
         seed_image(superpixels, np.full((1, 2, 2), np.nan, np.float32), [6], 0.6)
+
+
+@given(images(), st.sampled_from([0.1, 0.5, 1.0]))
+def test_pixels_too_close_to_call_become_255(image: tuple[np.ndarray, np.ndarray, np.ndarray], ignore_below: float):
+    masks, level, cams = image
+    superpixels, classes = superpixels_of(masks, level), CLASSES[: len(cams)]
+    plain = seed_image(superpixels, cams, classes, 0.6)
+    ignoring = seed_image(superpixels, cams, classes, 0.6, ignore_below=ignore_below)
+    expected = np.where(plain.confidence < ignore_below, 255, plain.labels)
+    np.testing.assert_array_equal(ignoring.labels, expected)
+    np.testing.assert_array_equal(ignoring.confidence, plain.confidence)
+    assert set(ignoring.missing) == set(classes) - set(np.unique(expected).tolist())
+
+
+def test_a_labelled_class_can_be_kept():
+    masks = np.concatenate([halves(), np.zeros((1, 4, 8), bool)])
+    masks[2, :, :2] = True
+    superpixels = superpixels_of(masks, [2, 2, 1])
+    # The second class is weaker than the first on the left half, and nowhere else.
+    cams = np.array([[[1.0, 1.0, 0.0, 0.0]], [[0.9, 0.1, 0.0, 0.0]]], dtype=np.float32)
+    assert seed_image(superpixels, cams, [4, 9], 0.6).missing == (9,)
+    kept = seed_image(superpixels, cams, [4, 9], 0.6, keep_labelled=True)
+    assert kept.missing == ()
+    # Its own best superpixel, painted over the higher level; the other class keeps the rest.
+    np.testing.assert_array_equal(kept.labels, np.where(masks[2], 9, np.where(masks[0], 4, 0)))
+    assert kept.superpixel_class[2] == 9
+    assert not kept.confidence[masks[2]].any()
+
+
+@given(images(), st.sampled_from([0.0, 0.4]))
+def test_keeping_a_class_never_loses_another(image: tuple[np.ndarray, np.ndarray, np.ndarray], ignore_below: float):
+    masks, level, cams = image
+    superpixels, classes = superpixels_of(masks, level), CLASSES[: len(cams)]
+    plain = seed_image(superpixels, cams, classes, 0.6, ignore_below)
+    kept = seed_image(superpixels, cams, classes, 0.6, ignore_below, keep_labelled=True)
+    assert set(kept.missing) <= set(plain.missing)
+    if not plain.missing:
+        np.testing.assert_array_equal(kept.labels, plain.labels)
+
+
+@given(images())
+def test_painting_again_changes_nothing(image: tuple[np.ndarray, np.ndarray, np.ndarray]):
+    """Idempotence: a second copy of every superpixel, of the same level and score, is the same seed."""
+    masks, level, cams = image
+    classes = CLASSES[: len(cams)]
+    once = seed_image(superpixels_of(masks, level), cams, classes, 0.6)
+    twice = seed_image(
+        superpixels_of(np.concatenate([masks, masks]), np.concatenate([level, level])), cams, classes, 0.6
+    )
+    np.testing.assert_array_equal(twice.labels, once.labels)
+    np.testing.assert_array_equal(twice.confidence, once.confidence)
+
+
+@given(images(), st.randoms())
+def test_order_of_the_classes_matters_in_ties_only(image: tuple[np.ndarray, np.ndarray, np.ndarray], random):
+    masks, level, cams = image
+    order = list(range(len(cams)))
+    random.shuffle(order)
+    classes = CLASSES[: len(cams)]
+    seed = seed_image(superpixels_of(masks, level), cams, classes, 0.6)
+    shuffled = seed_image(superpixels_of(masks, level), cams[order], [classes[i] for i in order], 0.6)
+    np.testing.assert_array_equal(shuffled.scores[:, 1:], seed.scores[:, 1:][:, order])
+    np.testing.assert_array_equal(shuffled.labels[seed.confidence > 0], seed.labels[seed.confidence > 0])
+
+
+@given(images(), st.integers(0, 2))
+def test_a_superpixel_under_a_higher_one_has_no_say(image: tuple[np.ndarray, np.ndarray, np.ndarray], level_of: int):
+    """Painting order: with a mask of the highest level over everything, nothing below it is seen."""
+    masks, level, cams = image
+    everything = np.ones((1, *masks.shape[1:]), dtype=bool)
+    above = superpixels_of(np.concatenate([masks, everything]), np.append(np.minimum(level, level_of), level_of + 1))
+    labels = seed_image(above, cams, CLASSES[: len(cams)], 0.6).labels
+    assert len(np.unique(labels)) == 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fmwsss_core.superpixels import Superpixels, intersections, occupation_filter, pooled_means
+from fmwsss_core.superpixels import Superpixels, intersections, occupation_filter, pooled_means, topmost
 from tests.references import superpixels as reference
 
 
@@ -44,26 +44,40 @@ def test_masks_come_back_from_their_run_lengths(array: np.ndarray):
     np.testing.assert_array_equal(superpixels.boxes_px(), np.array([reference.box(m) for m in array]).reshape(-1, 4))
 
 
+def painted(superpixels: Superpixels, num_masks: int) -> np.ndarray:
+    """Masks from the runs."""
+    flat = np.zeros((num_masks, superpixels.width_px * superpixels.height_px), dtype=bool)
+    for owner, start, stop in zip(*superpixels.runs, strict=True):
+        assert stop > start
+        flat[owner, start:stop] = True
+    return flat.reshape(num_masks, superpixels.width_px, superpixels.height_px).transpose(0, 2, 1)
+
+
 @given(masks())
-def test_runs_cover_exactly_the_mask(array: np.ndarray):
-    for mask, (start, stop) in zip(array, superpixels_of(array).runs(), strict=True):
-        flat = np.zeros(mask.size, dtype=bool)
-        for first, last in zip(start, stop, strict=True):
-            flat[first:last] = True
-        np.testing.assert_array_equal(flat.reshape(mask.shape, order="F"), mask)
+def test_runs_cover_exactly_the_masks(array: np.ndarray):
+    superpixels = superpixels_of(array)
+    np.testing.assert_array_equal(painted(superpixels, len(array)), array)
+    ranks = list(zip(superpixels.runs.owner.tolist(), superpixels.runs.start.tolist(), strict=True))
+    assert ranks == sorted(ranks)
 
 
-def test_runs_of_a_large_mask_with_long_and_alternating_lengths():
+def test_runs_of_large_masks_with_long_and_alternating_lengths():
     # Lengths of several characters, and negative differences of them.
-    mask = np.zeros((700, 900), dtype=bool)
-    mask[:, 100:350] = True
-    mask[::2, 400] = True
-    mask[3:690, 500:700] = True
-    (start, stop) = next(superpixels_of(mask[None]).runs())
-    flat = np.zeros(mask.size, dtype=bool)
-    for first, last in zip(start, stop, strict=True):
-        flat[first:last] = True
-    np.testing.assert_array_equal(flat.reshape(mask.shape, order="F"), mask)
+    array = np.zeros((3, 700, 900), dtype=bool)
+    array[0, :, 100:350] = True
+    array[0, ::2, 400] = True
+    array[0, 3:690, 500:700] = True
+    array[2, 5:, ::3] = True
+    np.testing.assert_array_equal(painted(superpixels_of(array), 3), array)
+
+
+@given(masks(), st.data())
+def test_topmost_is_the_last_painted(array: np.ndarray, data):
+    order = np.array(data.draw(st.permutations(range(len(array)))), dtype=np.int64)
+    expected = np.full(array.shape[1:], -1)
+    for index in order:
+        expected[array[index]] = index
+    np.testing.assert_array_equal(topmost(superpixels_of(array), order), expected)
 
 
 @given(masks(), st.data())

@@ -1,0 +1,77 @@
+"""Class maps of images with a frozen CLIP and text embeddings: CAM, and CAM refined by affinity (method M2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from fmwsss_core.affinity import refine
+from fmwsss_core.cam import normalise, softmax_gradcam
+from fmwsss_core.clip import FrozenClip
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMaps:
+    """The maps of one image on CLIP's patch grid, one for each of its classes, 0 to 1.
+
+    Attributes:
+        cam: class activation maps.
+        refined_cam: the same after the attention-based affinity.
+    """
+
+    cam: Float32[np.ndarray, "present grid_height grid_width"]
+    refined_cam: Float32[np.ndarray, "present grid_height grid_width"]
+
+
+def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
+    """Patches down and across that an image of this size is resized to."""
+    return -(-height_px // clip.patch_size), -(-width_px // clip.patch_size)
+
+
+@torch.no_grad()
+def map_classes(
+    clip: FrozenClip,
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    class_indices: Sequence[Sequence[int]],
+    foreground: Float[Tensor, "classes embed"],
+    background: Float[Tensor, "backgrounds embed"],
+    box_threshold: float | None,
+    num_sinkhorn: int,
+) -> list[ClassMaps]:
+    """Maps of the classes that images show.
+
+    Args:
+        clip: the frozen CLIP.
+        images: RGB, of one patch grid (`patch_grid`); they go through the image tower together.
+        class_indices: of each image, ascending (1 to the number of classes).
+        foreground: text embeddings of the classes.
+        background: text embeddings of the surroundings.
+        box_threshold: as in `affinity.refine`; so is `num_sinkhorn`.
+
+    Raises:
+        ValueError: images of different patch grids.
+    """
+    grids = {patch_grid(clip, *image.shape[:2]) for image in images}
+    if len(grids) != 1:
+        raise ValueError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
+    (grid,) = grids
+    present = torch.zeros(len(images), len(foreground), dtype=torch.bool, device=clip.device)
+    for row, indices in enumerate(class_indices):
+        present[row, [index - 1 for index in indices]] = True
+    pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
+    features = clip.encode_image(torch.cat([clip.preprocess(image) for image in pixels]), with_attention=True)
+    assert features.attention is not None
+    block = clip.last_block(features.last_block_input)
+    maps = softmax_gradcam(block, clip.logit_scale, foreground, background, present)
+    cams = normalise(maps.cam)
+    found = []
+    for number, attention in enumerate(features.attention):
+        own = cams[maps.image == number]
+        refined = normalise(refine(attention, own, grid, box_threshold, num_sinkhorn))
+        found.append(ClassMaps(*(x.float().reshape(-1, *grid).cpu().numpy() for x in (own, refined))))
+    return found
