@@ -32,6 +32,8 @@ from jobs import ingest, learn, propose, seed
 from jobs.batches import batches_per_epoch
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
+from jobs.measure import learning_step_s, training_step_s
+from jobs.predict import segmenter_spec
 
 NUM_DECODED = 64  # images that are read and decoded
 NUM_EXAMPLES = 5  # of what is wrong, that are named
@@ -238,7 +240,7 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
             png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
             seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
             plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
-        return plans
+        return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
     finally:
         trial.folder.delete_all()
         _remove_empty(parent, is_new)
@@ -258,6 +260,7 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
         "max_failures": 1.0,
         "dataset": data.model_copy(update={limit: num_images}),
         "learn": config.learn.model_copy(update=learning),
+        "segmenter": None,
     }
     return config.model_copy(update=changes)
 
@@ -304,48 +307,38 @@ def _plan_stage(
 
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= config.cluster.train_workers else 0.0
-    share = -(-section.batch_size // config.cluster.train_workers)
-    work = ray.remote(_time_step).options(num_cpus=0.5, num_gpus=gpus)
-    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, share, config.cluster.num_threads)
-    step_s: float = ray.get(work.remote(*arguments))
     num_steps = max(1, round(section.epochs * batches_per_epoch(num_images, section.batch_size)))
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
+    return _plan_steps(config, stage, learning_step_s, arguments, num_steps, section.batch_size, num_images)
+
+
+def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
+    section = config.segmenter
+    assert section
+    spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
+    return _plan_steps(config, "segmenter", training_step_s, (spec, section), num_steps, section.batch_size, num_images)
+
+
+def _plan_steps(
+    config: RunConfig,
+    stage: str,
+    step_s_of: Callable[..., float],
+    arguments: tuple[Any, ...],
+    num_steps: int,
+    batch_size: int,
+    num_images: int,
+) -> StagePlan:
+    """Steps of training, one of which is measured where a worker would do it."""
+    cluster = config.cluster
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= cluster.train_workers else 0.0
+    share = -(-batch_size // cluster.train_workers)
+    work = ray.remote(step_s_of).options(num_cpus=0.5, num_gpus=gpus)
+    step_s: float = ray.get(work.remote(*arguments, share, cluster.num_threads))
     hours = num_steps * step_s / 3600
-    checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
-    reads = 5 * -(-num_images // config.shard_rows) * max(1.0, section.epochs)
-    return StagePlan(stage, hours, hours * gpus * config.cluster.train_workers, 0.0, checkpoints + reads, None)
-
-
-def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch: int, num_threads: int) -> float:
-    """Seconds of one step of learning, forward and backward, over one worker's share of a batch."""
-    import torch
-
-    from cluster.models import load_clip
-    from cluster.replicas import use_threads
-    from fmwsss_core.learning import prompt_loss
-    from fmwsss_core.prompts import PromptLearner
-
-    use_threads(num_threads)
-    clip = load_clip(spec)
-    learner = PromptLearner(
-        clip, vocabulary, context=section.context, name_position=section.name_position,
-        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
-        num_backgrounds=section.num_backgrounds, seed=0,
-    ).to(clip.device)  # fmt: skip
-    side = section.augment.crop_px
-    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=clip.device)
-    present = torch.zeros(batch, len(vocabulary.classes), dtype=torch.bool, device=clip.device)
-    present[:, 0] = True
-    labels = torch.ones(batch, side, side, dtype=torch.uint8, device=clip.device) if section.cam_loss_weight else None
-    times = []
-    for _ in range(2):
-        began_s = time.perf_counter()
-        loss = prompt_loss(clip, learner, images, present, labels)
-        (loss.contrastive + section.cam_loss_weight * loss.cam).backward()
-        if clip.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began_s)
-    return times[-1]
+    checkpoints = 3600 * hours / max(cluster.checkpoint_every_s, step_s)
+    epochs = max(1.0, num_steps * batch_size / num_images)
+    reads = 5 * -(-num_images // config.shard_rows) * epochs
+    return StagePlan(stage, hours, hours * gpus * cluster.train_workers, 0.0, checkpoints + reads, None)
 
 
 def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
