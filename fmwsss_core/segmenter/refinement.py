@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from fmwsss_core.seeding import Seed, _margin, _paint, upsample
+from fmwsss_core.seeding import Seed, upsample
 from fmwsss_core.superpixels import Superpixels, pooled_means
 
 
@@ -46,15 +46,16 @@ def refine_labels(
     means = pooled_means(superpixels, maps).astype(np.float32)
     scores = np.concatenate([means[:, :1] ** np.float32(alpha), means[:, 1:]], axis=1)
     classes = np.array([0, *class_indices], dtype=np.int16)
-    painter = _paint(superpixels, scores.max(axis=1, initial=0))
-    covered = painter >= 0
     superpixel_class = classes[scores.argmax(axis=1)]
-    own_margin = _margin(maps)
-    if len(superpixels) > 0:
-        painted = np.where(covered, superpixel_class[painter], labels).astype(np.uint8)
-        confidence = np.where(covered, _margin(scores.T)[painter], own_margin)
-    else:
-        painted, confidence = labels.copy(), own_margin
+    own_margin = _margin(scores.T)
+    painted, confidence = labels.copy(), _margin(maps)
+    covered = np.zeros(labels.shape, dtype=bool)
+    # Of equal ones the first superpixel is painted last.
+    position = np.arange(len(superpixels))
+    for index in np.lexsort((-position, scores.max(axis=1, initial=0), superpixels.level)).tolist():
+        mask = superpixels.mask(index)
+        painted[mask], confidence[mask] = superpixel_class[index], own_margin[index]
+        covered |= mask
     return Seed(
         labels=painted,
         superpixel_class=superpixel_class,
@@ -63,3 +64,9 @@ def refine_labels(
         coverage=float(covered.mean()),
         missing=tuple(index for index in class_indices if not np.any(painted == index)),
     )
+
+
+def _margin(scores: Float32[np.ndarray, "background_and_classes *rest"]) -> Float32[np.ndarray, "*rest"]:
+    """The best score minus the second; the best itself where there is no second."""
+    ascending = np.sort(scores, axis=0)
+    return ascending[-1] - (ascending[-2] if len(scores) > 1 else 0)
