@@ -171,7 +171,8 @@ def predict_images(
     """
     (images,) = upstream(run, stage, ["images"])
     section = config.predict
-    settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict}
+    kept = model.url.rpartition("/")[2]
+    settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict, "kept": kept}
     started = begin_stage(run, stage, settings, [images, trained])
     if started.receipt:
         return started.receipt
