@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from cluster.models import ModelSpec
 from fmwsss_core.vocabulary import Vocabulary, custom_vocabulary, vocabulary_named
 
+MAX_BASES = 8  # of a run file, one below the other
+
 
 class ConfigError(ValueError):
     """A run file that cannot be used; one line per mistake."""
@@ -342,16 +344,33 @@ class RunConfig(Section):
 def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
     """Reads a run file and lays `key.path=value` overrides over it; values are read as YAML.
 
+    A run file with a key `base`, the path of another beside it, is laid over that one.
+
     Raises:
         ConfigError: no such file, no YAML, or keys and values that are wrong; every one of them on its own line.
     """
+    return check_config(_read_run_file(path), overrides, path)
+
+
+def _read_run_file(path: str, num_below: int = 0) -> Any:
+    if num_below > MAX_BASES:
+        raise ConfigError(f"{path}: run files are each other's `base`")
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except OSError:
         raise ConfigError(f"no run file at {path}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    return check_config(raw, overrides, path)
+    if not isinstance(raw, dict) or "base" not in raw:
+        return raw
+    own = {key: value for key, value in raw.items() if key != "base"}
+    return _laid_over(_read_run_file(str(Path(path).parent / str(raw["base"])), num_below + 1), own)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
 
 
 def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
@@ -427,8 +446,10 @@ def _known_keys(path: list[Any], raw: Any) -> list[str]:
     for part in path:
         node = node.get("properties", {}).get(part, {})
         raw = raw.get(part, {}) if isinstance(raw, dict) else {}
-        mapping = node.get("discriminator", {}).get("mapping")
         options = node.get("anyOf", []) + node.get("allOf", [])
+        # Of a section that may be left out the choice is one level down.
+        choice = next((option["discriminator"] for option in [node, *options] if "discriminator" in option), {})
+        mapping = choice.get("mapping")
         reference = mapping.get(raw.get("kind"), "") if mapping and isinstance(raw, dict) else node.get("$ref", "")
         reference = reference or next((option["$ref"] for option in options if "$ref" in option), "")
         node = definitions.get(reference.rpartition("/")[2], {})

@@ -59,11 +59,8 @@ def run(
             for name in reversed(names[names.index(restart_from) :]):
                 ledger.reset(STEPS[name][0])
         settings = config.model_dump(mode="json", exclude={"cluster"})
-        without = set() if config.segmenter else {"segmenter", "predictions"}
-        stages = [stage for stage in dict.fromkeys(stage for stage, _ in STEPS.values()) if stage not in without]
-        place = stages.index("features")
-        stages[place : place + 1] = encode.stages(config)
-        ledger.write_manifest({"config": settings, "models": models, "stages": stages, "versions": versions()})
+        settings_of_run = {"config": settings, "models": models, "stages": _stages_of(config), "versions": versions()}
+        ledger.write_manifest(settings_of_run)
         chosen = list(STEPS) if steps is None else steps
         with session(config.cluster.address, config.cluster.num_cpus):
             results = {name: STEPS[name][1](config, ledger) for name in STEPS if name in chosen}
@@ -71,6 +68,18 @@ def run(
         print_table(results["evaluate"])
     if "preview" in results:
         print(f"report: {results['preview']}")
+
+
+def _stages_of(config: RunConfig) -> list[str]:
+    """The stages whose receipts say that this run is complete, in their order."""
+    stages = list(dict.fromkeys(stage for stage, _ in STEPS.values()))
+    # Steps of several stages, or of none.
+    of_steps = {"features": encode.stages(config), "segmenter": [], "predictions": []}
+    if config.segmenter is not None:
+        of_steps["segmenter"] = [predict.round_stage(config.segmenter.rounds)]
+        if config.segmenter.validation is not None:
+            of_steps["predictions"] = [f"{predict.predictions_name(predict.VALIDATION)}/{predict.PREDICTED}"]
+    return [own for stage in stages for own in of_steps.get(stage, [stage])]
 
 
 def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pack_voc: bool = False) -> str:

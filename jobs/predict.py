@@ -103,15 +103,20 @@ def kept_folder(section: SegmenterSection) -> str:
     return BEST if section.keep == "best" else LAST
 
 
-def predictions_run(run: Run, name: str) -> Run:
-    """The run in a run that holds one data set and what was predicted of it.
+def predictions_name(name: str) -> str:
+    """The folder, in a run, of what was predicted of one data set.
 
     Raises:
         StageError: the name is no name for a folder.
     """
     if not NAME.fullmatch(name):
         raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
-    return Run(run.folder.child(f"predictions/{name}"))
+    return f"predictions/{name}"
+
+
+def predictions_run(run: Run, name: str) -> Run:
+    """The run in a run that holds one data set and what was predicted of it; raises as `predictions_name`."""
+    return Run(run.folder.child(predictions_name(name)))
 
 
 def pack_for_voc(run: Run) -> str:
@@ -166,7 +171,8 @@ def predict_images(
     """
     (images,) = upstream(run, stage, ["images"])
     section = config.predict
-    settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict}
+    kept = model.url.rpartition("/")[2]
+    settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict, "kept": kept}
     started = begin_stage(run, stage, settings, [images, trained])
     if started.receipt:
         return started.receipt

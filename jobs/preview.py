@@ -19,6 +19,7 @@ from jobs.config import RunConfig
 from jobs.evaluate import METRICS_FILE, STAGE
 from jobs.learn import HISTORY_FILE
 from jobs.panels import data_url, with_labels, with_map, with_superpixels
+from jobs.predict import round_stage
 from jobs.seed import MAPS_COLUMN
 from jobs.stage import StageError, upstream
 from jobs.table import table_cells
@@ -77,7 +78,7 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
         title=run.folder.url.rstrip("/").rpartition("/")[2],
         metrics=metrics,
         table=[table_cells(row) for row in metrics["rows"]],
-        curves=[_curve(run, which) for which in ("classification", "segmentation")],
+        curves=[_curve(run, stage) for stage in _learned(config, run)],
         failures=run.failures().to_pylist(),
         classes=sorted({chip["name"] for card in cards for chip in card["classes"]}),
         panel_names=cards[0]["panels"] if cards else [],
@@ -128,9 +129,16 @@ def _colour(class_index: int) -> str:
     return "#" + "".join(f"{value:02x}" for value in PALETTE[class_index])
 
 
-def _curve(run: Run, which: str) -> dict[str, Any]:
-    """The loss of one set of prompts as the points of a line in a box of 100 by 100."""
-    history = json.loads(run.folder.child(f"prompts/{which}").read(HISTORY_FILE))
+def _learned(config: RunConfig, run: Run) -> list[str]:
+    """The stages that learned something, in their order."""
+    rounds = config.segmenter.rounds if config.segmenter else 0
+    segmenters = [round_stage(number) for number in range(1, rounds + 1)]
+    return ["prompts/classification", "prompts/segmentation", *(stage for stage in segmenters if run.receipt(stage))]
+
+
+def _curve(run: Run, stage: str) -> dict[str, Any]:
+    """The loss of a stage as the points of a line in a box of 100 by 100."""
+    history = json.loads(run.folder.child(stage).read(HISTORY_FILE))
     losses = np.array([entry["loss"] for entry in history])
     bins = np.array_split(losses, min(CURVE_POINTS, len(losses)))
     means = np.array([part.mean() for part in bins])
@@ -140,11 +148,11 @@ def _curve(run: Run, which: str) -> dict[str, Any]:
     looks = [(entry["iteration"] + 1, entry["agreement"]) for entry in history if "agreement" in entry]
     best = max(looks, key=lambda look: look[1], default=None)
     return {
-        "name": which,
+        "name": stage,
         "looks": {"first": looks[0], "last": looks[-1], "best": best} if looks else None,
         "first": f"{means[0]:.3f}",
         "last": f"{means[-1]:.3f}",
-        "count": len(losses),
+        "count": history[-1]["iteration"] + 1,
         "points": points,
     }
 

@@ -11,7 +11,9 @@ from jobs.config import ConfigError, load_config
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "voc12.yaml", "coco14.yaml"])
+@pytest.mark.parametrize(
+    "name", ["demo.yaml", "demo_segmenter.yaml", "voc12.yaml", "voc12_segmenter.yaml", "coco14.yaml"]
+)
 def test_our_run_files_are_valid(name: str) -> None:
     assert load_config(str(CONFIGS / name)).shard_rows >= 1
 
@@ -66,3 +68,37 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("run: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match="is no YAML"):
         load_config(str(tmp_path / "run.yaml"))
+
+
+def test_a_run_file_is_laid_over_its_base(tmp_path: Path) -> None:
+    plain, more = (load_config(str(CONFIGS / f"{name}.yaml")) for name in ("demo", "demo_segmenter"))
+    assert plain.segmenter is None
+    assert more.segmenter is not None
+    assert more.model_copy(update={"segmenter": None}) == plain
+    (tmp_path / "own.yaml").write_text(f"base: {CONFIGS / 'demo.yaml'}\nseeds: {{fine: {{alpha: 2.5}}}}\n")
+    own = load_config(str(tmp_path / "own.yaml"))
+    assert own.seeds.fine.alpha == 2.5
+    assert own.seeds.fine.maps == plain.seeds.fine.maps
+    assert own.seeds.coarse == plain.seeds.coarse
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("base: absent.yaml", "no run file at .*absent.yaml"), ("base: own.yaml", "each other's `base`")],
+)
+def test_a_base_that_cannot_be_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(tmp_path / "own.yaml"))
+
+
+def test_mistakes_of_the_segmenter_are_told() -> None:
+    path = str(CONFIGS / "demo_segmenter.yaml")
+    for override, message in (
+        ("segmenter.keep=best", "`keep: best` needs `validation` with truth, and `validate_every`"),
+        ("segmenter.iteration=5", "did you mean 'segmenter.iterations'"),
+        ("segmenter.validation.num_image=5", "did you mean 'segmenter.validation.num_images'"),
+        ("predict.scales=[]", "'predict.scales'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, [override])

@@ -180,3 +180,14 @@ def test_unknown_settings_are_named():
         new_mask2former(NAMES, RESNET, {"num_querys": 3}, 0)
     with pytest.raises(ValueError, match="no 'resnet18'"):
         DeepLabV3Plus(3, "resnet18", 0)
+
+
+def test_half_precision_is_for_the_network_and_not_for_the_losses():
+    segmenter = make("resnet").eval()
+    images, labels = batch()
+    exact = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
+    rough = backward(segmenter, images, labels, None, [1, 2], 2, "bfloat16", lambda _: segmenter.measure(labels, None))
+    for name, value in rough.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in segmenter.parameters())
