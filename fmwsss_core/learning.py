@@ -22,7 +22,7 @@ from fmwsss_core.losses import (
 from fmwsss_core.prompts import PromptLearner
 
 ClassificationLoss = Literal["mcl", "bce"]
-CamLoss = Literal["cal", "ce"]
+CamLoss = Literal["cal", "relative-cal", "ce"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def prompt_loss(
         present: which foreground classes each image is labelled with.
         labels: coarse seeds of the same views; None while the classification prompts are learned.
         classification_loss: `mcl` multi-label contrastive, `bce` binary cross-entropy.
-        cam_loss: `cal` CAM activation, `ce` pixel-wise cross-entropy.
+        cam_loss: `cal` CAM activation, `relative-cal` the same of maps divided by their largest values, `ce` pixel-wise
+            cross-entropy.
     """
     maps = softmax_gradcam(block, logit_scale, foreground, background, present)
     if classification_loss == "mcl":
@@ -74,8 +75,11 @@ def prompt_loss(
         classification, num_pairs = binary_cross_entropy(maps.logits, present), present.numel()
     if labels is None:
         return PromptLoss(classification, classification.new_zeros(()), num_pairs, 0)
-    loss = cam_activation if cam_loss == "cal" else pixel_cross_entropy
-    cam = loss(maps.cam.reshape(-1, *grid), labels, maps.image, maps.class_index)
+    arguments = (maps.cam.reshape(-1, *grid), labels, maps.image, maps.class_index)
+    if cam_loss == "ce":
+        cam = pixel_cross_entropy(*arguments)
+    else:
+        cam = cam_activation(*arguments, is_relative=cam_loss == "relative-cal")
     shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
     valid = (labels != IGNORE).flatten(1).sum(dim=1) * shows_class
     return PromptLoss(classification, cam, num_pairs, int(valid[maps.image].sum()))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORE = 255
+SMALLEST_SCALE = 1e-12  # of a map that is made relative: one that is nought stays nought
 
 
 def multi_label_contrastive(
@@ -39,6 +40,8 @@ def cam_activation(
     labels: UInt8[Tensor, "batch height width"] | Int[Tensor, "batch height width"],
     image: Int[Tensor, "rows"],
     class_index: Int[Tensor, "rows"],
+    *,
+    is_relative: bool = False,
 ) -> Float[Tensor, ""]:
     """CAM activation loss (M4): lift each map to its own maximum on its class, press it to 0 elsewhere.
 
@@ -52,6 +55,8 @@ def cam_activation(
         labels: 0 background, 1..F classes, 255 ignore.
         image: label map of each row.
         class_index: foreground column of each row, 0-based: its pixels are labelled class_index + 1.
+        is_relative: divide each map by its largest absolute value first, held fixed. Raw maps are as small as a mean
+            over tokens of the gradient of another, and their loss is then nothing beside one on the logits.
     """
     counted = _labelled_rows(cam_maps, labels, image, class_index)
     if counted is None:
@@ -59,6 +64,8 @@ def cam_activation(
     cam, on_class, valid = counted
     target = cam.detach().masked_fill(~on_class, 0).amax(dim=(1, 2), keepdim=True).clamp(min=0)
     cost = torch.where(on_class, (target - cam).abs(), cam.clamp(min=0)) * valid
+    if is_relative:
+        cost = cost / cam.detach().abs().amax(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_SCALE)
     return cost.sum() / valid.sum()
 
 

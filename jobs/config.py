@@ -157,7 +157,7 @@ class LearnSection(Section):
     backgrounds: Literal["named", "learned"]
     num_backgrounds: Count = 25
     classification_loss: Literal["mcl", "bce"] = "mcl"
-    cam_loss: Literal["cal", "ce"] = "cal"
+    cam_loss: Literal["cal", "relative-cal", "ce"] = "cal"
     cam_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[float, Field(gt=0)] | None = None  # or `iterations`; without either see `num_iterations`
     iterations: Count | None = None

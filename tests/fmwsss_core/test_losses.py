@@ -38,10 +38,11 @@ def test_contrastive_survives_large_logits():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["cal", "ce"]))
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["cal", "relative-cal", "ce"]))
 def test_losses_on_maps_against_a_loop(seed: int, as_bytes: bool, kind: str):
-    ours = {"cal": cam_activation, "ce": pixel_cross_entropy}[kind]
-    theirs = {"cal": reference.cam_activation, "ce": reference.pixel_cross_entropy}[kind]
+    named = {"is_relative": True} if kind == "relative-cal" else {}
+    ours = pixel_cross_entropy if kind == "ce" else cam_activation
+    theirs = reference.pixel_cross_entropy if kind == "ce" else reference.cam_activation
     generator = torch.Generator().manual_seed(seed)
     cam = torch.randn(5, 2, 3, dtype=torch.float64, generator=generator) - 0.5
     cam.requires_grad_()
@@ -51,8 +52,8 @@ def test_losses_on_maps_against_a_loop(seed: int, as_bytes: bool, kind: str):
     labels = torch.stack([torch.tensor(p)[torch.randint(len(p), (5, 8), generator=generator)] for p in palettes])
     image = torch.tensor([0, 0, 1, 2, 2])
     class_index = torch.tensor([0, 2, 1, 0, 1])
-    loss = ours(cam, labels.byte() if as_bytes else labels, image, class_index)
-    expected = theirs(cam.detach(), labels, image, class_index)
+    loss = ours(cam, labels.byte() if as_bytes else labels, image, class_index, **named)
+    expected = theirs(cam.detach(), labels, image, class_index, **named)
     assert float(loss.detach()) == pytest.approx(0.0 if expected is None else expected, rel=1e-12, abs=1e-12)
     (gradient,) = torch.autograd.grad(loss, cam)
     assert torch.isfinite(gradient).all()

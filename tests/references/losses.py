@@ -44,7 +44,9 @@ def pixel_cross_entropy(cam_maps: Tensor, labels: Tensor, image: Tensor, class_i
     return total / num_valid if num_valid else None
 
 
-def cam_activation(cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor) -> float | None:
+def cam_activation(
+    cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor, is_relative: bool = False
+) -> float | None:
     """None where no image of a row shows foreground."""
     total, num_valid = 0.0, 0
     for k in range(len(cam_maps)):
@@ -57,10 +59,11 @@ def cam_activation(cam_maps: Tensor, labels: Tensor, image: Tensor, class_index:
         cam = torch.flatten(up).tolist()
         c = int(class_index[k]) + 1
         lifted = max([0.0, *(value for value, at in zip(cam, flat, strict=True) if at == c)])
+        scale = max(abs(value) for value in cam) if is_relative else 1.0
         for value, at in zip(cam, flat, strict=True):
             if at == c:
-                total += abs(lifted - value)
+                total += abs(lifted - value) / scale
             elif at != 255:
-                total += max(value, 0.0)
+                total += max(value, 0.0) / scale
             num_valid += at != 255
     return total / num_valid if num_valid else None
