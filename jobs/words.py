@@ -31,7 +31,9 @@ def show(run_folder: str, kind: Literal["classification", "segmentation"] | None
     config = RunConfig.model_validate(manifest["config"])
     kinds = [name for name in KINDS if run.receipt(f"prompts/{name}") and kind in (None, name)]
     if not kinds:
-        raise StageError(f"{run.folder.url} has no learned {kind or ''} prompts yet; `fmwsss learn` makes them")
+        raise StageError(
+            f"{run.folder.url} has no learned {kind + ' ' if kind else ''}prompts yet; `fmwsss learn` makes them"
+        )
     clip, vocabulary = load_clip(config.clip.spec()), config.resolve_vocabulary()
     for name in kinds:
         data = run.folder.child(f"prompts/{name}").read(PROMPTS_FILE)

@@ -23,6 +23,7 @@ from jobs import pipeline
 from jobs.config import load_config
 from jobs.learn import HISTORY_FILE, snapshots
 from jobs.stage import StageError
+from jobs.words import show
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -88,6 +89,17 @@ def test_history_log_and_checks_before_the_start(alone: Path) -> None:
     assert {"loss", "learning_rate", "images_per_s", "peak_memory_bytes", "class maps"} <= tags
     with pytest.raises(StageError, match=r"4 iterations, and learn.classification.warmup_iterations is 9"):
         learn(alone.parent / "other", "learn.classification.warmup_iterations=9")
+
+
+def test_prompts_are_shown_as_the_words_nearest_to_them(alone: Path, tmp_path: Path, capsys) -> None:
+    show(str(alone), None, 2)
+    printed = capsys.readouterr().out
+    assert "classification prompts: unified, name end" in printed
+    assert len([line for line in printed.splitlines() if line.count("(") == 2 and line.count(", ") == 1]) == 16
+    with pytest.raises(StageError, match="has no learned segmentation prompts yet"):
+        show(str(alone), "segmentation", 2)
+    with pytest.raises(StageError, match="holds no run"):
+        show(str(tmp_path), None, 2)
 
 
 @pytest.mark.timeout(900)
