@@ -110,7 +110,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def outputs(run: str) -> dict[str, bytes]:
     """Every file of a run that must be the same wherever and however it was made."""
     folder = Folder(run)
-    return {name: folder.read(name) for name in folder.list() if not name.endswith(TOLD_APART)}
+    # TensorBoard's logs say when.
+    names = [name for name in folder.list() if not name.endswith(TOLD_APART) and "/logs/" not in name]
+    return {name: folder.read(name) for name in names}
 
 
 def rows(run: str) -> dict[str, list[str]]:
