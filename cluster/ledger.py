@@ -23,6 +23,7 @@ from fmwsss_core.records import FAILURES
 INPUTS = "_inputs.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
+PROMPTS_FILE = "prompts.safetensors"
 TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
 NUM_READERS = 16  # small files that are read at the same time

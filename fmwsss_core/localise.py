@@ -36,7 +36,7 @@ def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, in
 @torch.no_grad()
 def map_classes(
     clip: FrozenClip,
-    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     class_indices: Sequence[Sequence[int]],
     foreground: Float[Tensor, "classes embed"],
     background: Float[Tensor, "backgrounds embed"],

@@ -14,7 +14,7 @@ import torch
 from ray.train import get_context
 
 from cluster.events import EventLog, peak_memory_bytes
-from cluster.ledger import Receipt, Run
+from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
 from cluster.replicas import use_threads, uses_bfloat16
@@ -31,7 +31,6 @@ from jobs.encode import shapes_of, stage_of
 from jobs.examples import load_examples
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
-PROMPTS_FILE = "prompts.safetensors"
 HISTORY_FILE = "history.json"
 CHECKPOINT_FILE = "_checkpoint.pt"
 SNAPSHOTS = "snapshots/"

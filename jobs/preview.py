@@ -18,9 +18,9 @@ from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import RunConfig
 from jobs.evaluate import METRICS_FILE, STAGE
 from jobs.learn import HISTORY_FILE
+from jobs.methods import MAPS_COLUMN
 from jobs.panels import data_url, with_labels, with_map, with_superpixels
 from jobs.predict import round_stage
-from jobs.seed import MAPS_COLUMN
 from jobs.stage import StageError, upstream
 from jobs.table import table_cells
 

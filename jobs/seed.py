@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
 from PIL import Image
 
-from cluster.decoder import decoder
-from cluster.ledger import Receipt, Run
+from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.replicas import ClipReplica
 from cluster.resources import plan_replicas
 from cluster.rows import map_rows, split_rows, summary
 from cluster.shards import Operator
-from fmwsss_core.baselines import crf_seed, threshold_seed, voting_seed
 from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
-from fmwsss_core.seeding import IGNORE, Seed, missing_classes, seed_image
-from fmwsss_core.superpixels import Superpixels
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import RunConfig, SeedSection
 from jobs.decode import decode_shard
-from jobs.learn import PROMPTS_FILE
+from jobs.methods import MAPS_COLUMN, make_seed
 from jobs.stage import begin_stage, run_sharded, upstream
 
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
-MAPS_COLUMN = {"cam": "cam", "cam+caa": "refined_cam"}
 PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
 
 
@@ -160,26 +152,6 @@ def _seed_row(
         "coverage": float(seed.coverage),
         "missing": [vocabulary.classes[index - 1] for index in seed.missing],
     }
-
-
-def make_seed(
-    section: SeedSection,
-    superpixels: Superpixels,
-    maps: Float32[np.ndarray, "present grid_height grid_width"],
-    class_indices: Sequence[int],
-    image: bytes | None,
-) -> Seed:
-    """The seed of one image by the method of the run file; the encoded image is read for `crf` alone."""
-    arguments = (superpixels, maps, class_indices, section.alpha)
-    if section.method == "sams":
-        return seed_image(*arguments, ignore_below=section.ignore_below, keep_labelled=section.keep_labelled)
-    if section.method == "crf":
-        assert image is not None
-        seed = crf_seed(decoder().rgb(image, max_pixels=2**62), *arguments)
-    else:
-        seed = {"voting": voting_seed, "threshold": threshold_seed}[section.method](*arguments)
-    labels = np.where(seed.confidence < section.ignore_below, np.uint8(IGNORE), seed.labels)
-    return replace(seed, labels=labels, missing=missing_classes(labels, class_indices))
 
 
 def _grey_png(values: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from cluster.ledger import PROMPTS_FILE
 from cluster.models import load_clip, load_sam
 from cluster.storage import Folder
 from fmwsss_core.clip import FrozenClip
@@ -19,9 +20,8 @@ from fmwsss_core.prompts import PromptLearner, handmade_embeddings
 from fmwsss_core.proposals import ProposalSettings
 from fmwsss_core.sam import propose
 from jobs.config import RunConfig
-from jobs.learn import PROMPTS_FILE
+from jobs.methods import MAPS_COLUMN, make_seed
 from jobs.panels import with_labels, with_map, with_superpixels
-from jobs.seed import MAPS_COLUMN, make_seed
 
 LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
 PANEL_WIDTH_PX, CAPTION_PX, GAP_PX, PANELS_PER_ROW = 420, 24, 6, 4

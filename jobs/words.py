@@ -7,12 +7,11 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from cluster.ledger import Run
+from cluster.ledger import PROMPTS_FILE, Run
 from cluster.models import load_clip
 from cluster.storage import Folder
 from fmwsss_core.prompts import PromptLearner
 from jobs.config import RunConfig
-from jobs.learn import PROMPTS_FILE
 from jobs.stage import StageError
 
 KINDS: tuple[Literal["classification", "segmentation"], ...] = ("classification", "segmentation")

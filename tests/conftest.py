@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests.s3 import s3_url as s3_url
@@ -18,6 +19,9 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 install_import_hook("fmwsss_core", "beartype.beartype")
+
+settings.register_profile("shared", deadline=None)  # a machine may be busy with other work
+settings.load_profile("shared")
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 
