@@ -21,6 +21,7 @@ from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.clip_backbone import ClipBackbone
 from fmwsss_core.segmenter.criterion import CriterionSettings, count_targets, make_targets, mask2former_losses
 
+TIE_LOGIT = 4.0  # of a query for the class that it begins as
 # It warns of every backbone but Swin; convolutional ones have the same four maps.
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
 
@@ -134,7 +135,21 @@ def on_clip(
     with torch.random.fork_rng():
         torch.manual_seed(random_seed)
         network.model.pixel_level_module.encoder = ClipBackbone(clip, width)
+    _tie_queries_to_classes(network)
     return network
+
+
+@torch.no_grad()
+def _tie_queries_to_classes(network: Mask2FormerForUniversalSegmentation) -> None:
+    """Lets query k begin as that of class k, as far as there are queries.
+
+    Which query is matched to which class is then settled from the first step on, and not only after some epochs, which
+    a short training does not have.
+    """
+    queries = network.model.transformer_module.queries_features.weight
+    states = functional.layer_norm(queries, queries.shape[-1:])
+    num_tied = min(len(states), network.config.num_labels)
+    network.class_predictor.weight[:num_tied] = TIE_LOGIT * states[:num_tied] / states.shape[-1]
 
 
 def _restore_norms(backbone: nn.Module) -> None:

@@ -140,6 +140,14 @@ def test_a_frozen_clip_stays_as_it_is():
     assert any("stem" in name for name in names)
 
 
+def test_on_a_clip_query_k_begins_as_that_of_class_k():
+    segmenter = make("clip").eval()
+    with torch.no_grad():
+        output = segmenter.network(pixel_values=torch.zeros(1, 3, 64, 64), output_auxiliary_logits=True)
+    before_any_layer = output.auxiliary_logits[0]["class_queries_logits"][0]
+    assert before_any_layer.argmax(-1)[: len(NAMES)].tolist() == [0, 1, 2]
+
+
 def test_the_schedule():
     factors = [poly_factor(t, 100, 0.9, 0) for t in range(101)]
     assert factors[0] == 1.0
