@@ -32,6 +32,8 @@ from fmwsss_core.vocabulary import Vocabulary
 from jobs import ingest, learn, propose, seed
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
+from jobs.measure import learning_step_s, training_step_s
+from jobs.predict import segmenter_spec
 
 NUM_DECODED = 64  # images that are read and decoded
 NUM_EXAMPLES = 5  # of what is wrong, that are named
@@ -238,7 +240,7 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
             png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
             seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
             plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
-        return plans
+        return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
     finally:
         trial.folder.delete_all()
         _remove_empty(parent, is_new)
@@ -260,6 +262,7 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
         "max_failures": 1.0,
         "dataset": data.model_copy(update={limit: num_images}),
         "learn": config.learn.model_copy(update=learning),
+        "segmenter": None,
     }
     return config.model_copy(update=changes)
 
@@ -306,50 +309,38 @@ def _plan_stage(
 
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
+    num_steps = section.num_iterations(max(1, num_images // section.batch_size))
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
+    return _plan_steps(config, stage, learning_step_s, arguments, num_steps, section.batch_size, num_images)
+
+
+def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
+    section = config.segmenter
+    assert section
+    spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
+    return _plan_steps(config, "segmenter", training_step_s, (spec, section), num_steps, section.batch_size, num_images)
+
+
+def _plan_steps(
+    config: RunConfig,
+    stage: str,
+    step_s_of: Callable[..., float],
+    arguments: tuple[Any, ...],
+    num_steps: int,
+    batch_size: int,
+    num_images: int,
+) -> StagePlan:
+    """Steps of training, one of which is measured where a worker would do it."""
     workers = plan_training(config.cluster.train_workers)
     gpus = 1.0 if workers.use_gpu else 0.0
-    share = -(-section.batch_size // workers.most_workers)
-    work = ray.remote(_time_step).options(num_cpus=0.5, num_gpus=gpus)
-    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, share, config.cluster.num_threads)
-    step_s: float = ray.get(work.remote(*arguments))
-    per_epoch = max(1, num_images // section.batch_size)
-    num_steps = section.num_iterations(per_epoch)
+    share = -(-batch_size // workers.most_workers)
+    work = ray.remote(step_s_of).options(num_cpus=0.5, num_gpus=gpus)
+    step_s: float = ray.get(work.remote(*arguments, share, config.cluster.num_threads))
     hours = num_steps * step_s / 3600
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
-    reads = 5 * -(-num_images // config.shard_rows) * max(1.0, num_steps / per_epoch)
+    epochs = max(1.0, num_steps * batch_size / num_images)
+    reads = 5 * -(-num_images // config.shard_rows) * epochs
     return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None)
-
-
-def _time_step(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch: int, num_threads: int) -> float:
-    """Seconds of one step of learning, forward and backward, over one worker's share of a batch."""
-    import torch
-
-    from cluster.models import load_clip
-    from cluster.replicas import use_threads
-    from jobs.batches import Batch
-    from jobs.encode import shapes_of
-
-    use_threads(num_threads)
-    clip = load_clip(spec)
-    learner = learn.make_learner(clip, vocabulary, section, random_seed=0)
-    side = section.augment.crop_px
-    images, features = None, ()
-    if section.cache:
-        features = tuple(torch.randn(batch, *shape) for shape in shapes_of(clip, section))
-    else:
-        images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-    present = torch.zeros(batch, len(vocabulary.classes), dtype=torch.bool)
-    present[:, 0] = True
-    labels = torch.ones(batch, side, side, dtype=torch.uint8) if section.cam_loss_weight else None
-    times = []
-    for _ in range(2):
-        began_s = time.perf_counter()
-        loss = learn.batch_loss(clip, learner, Batch(images, features, present, labels), section)
-        (loss.classification + section.cam_loss_weight * loss.cam).backward()
-        if clip.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began_s)
-    return times[-1]
 
 
 def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
