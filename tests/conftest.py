@@ -14,6 +14,8 @@ from tests.s3 import s3_url as s3_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Ray's workers would stand behind everything else that the machine does.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 install_import_hook("fmwsss_core", "beartype.beartype")
 

@@ -86,7 +86,7 @@ def start_run(
         )
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], patience_s: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], patience_s: float = 600) -> None:
     """Waits for something to happen in a run; an error if the run ends before."""
     deadline = time.monotonic() + patience_s
     while not condition():

@@ -38,7 +38,7 @@ def nodes() -> Iterator[ThreeNodes]:
     nodes.shutdown()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_run_that_loses_a_node_in_every_stage_its_replicas_and_its_driver(
     nodes: ThreeNodes, undisturbed: str, tmp_path: Path
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_run_that_loses_a_node_in_every_stage_its_replicas_and_its_driver(
                 end(process)
                 assert Run(Folder(run)).receipt(stage) is None
                 process = start_run(run, nodes.address, log)
-        assert process.wait(500) == 0, log.read_text()
+        assert process.wait(1200) == 0, log.read_text()
     finally:
         end(process)
     assert num_killed == 2
@@ -65,7 +65,7 @@ def test_a_run_that_loses_a_node_in_every_stage_its_replicas_and_its_driver(
     assert Run(Folder(run)).failures().num_rows == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_object_store_that_is_out_of_order(
     s3_url: str, undisturbed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,8 +84,8 @@ def test_an_object_store_that_is_out_of_order(
         assert Run(Folder(run)).receipt("images")
         proxy.mood = "503"
         began_s = time.monotonic()
-        assert process.wait(200) == 2
-        assert time.monotonic() - began_s < 150
+        assert process.wait(400) == 2
+        assert time.monotonic() - began_s < 300
         last = log.read_text().splitlines()[-1]
         assert last.startswith("fmwsss: can't ")
         assert run in last
@@ -97,7 +97,7 @@ def test_an_object_store_that_is_out_of_order(
         proxy.mood = "503"
         time.sleep(2)
         proxy.mood = None
-        assert process.wait(300) == 0, log.read_text()
+        assert process.wait(600) == 0, log.read_text()
         assert proxy.num_refused > num_refused > 2
     mine, theirs = outputs(run), outputs(undisturbed)
     assert mine
@@ -107,7 +107,7 @@ def test_an_object_store_that_is_out_of_order(
     assert SECRET_KEY not in told
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_disk_that_is_full(undisturbed: str, tmp_path: Path) -> None:
     """A small disk of its own, in a name space of its own; then there is room again."""
     if subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode:
@@ -122,7 +122,7 @@ def test_a_disk_that_is_full(undisturbed: str, tmp_path: Path) -> None:
         {command}; echo second: $?
         cp -r {disk}/run {copy}
     """
-    result = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, timeout=400)
+    result = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
     assert "first: 2" in result.stdout, result.stderr
     assert "no space is left there" in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("fmwsss: ")]) == 1
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full(undisturbed: str, tmp_path: Path) -> None:
     assert outputs(str(copy)) == {name: data for name, data in theirs.items() if name.startswith("images/")}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_requests_are_counted(s3_url: str, undisturbed: str, tmp_path: Path) -> None:
     """Objects cost money by the request: none of them may be made once an image but those that carry its bytes."""
     run = f"{s3_url}/requests/{tmp_path.name}"
@@ -145,7 +145,7 @@ def test_requests_are_counted(s3_url: str, undisturbed: str, tmp_path: Path) -> 
         process = start_run(
             run, None, log, "--only", "seed-coarse", "seeds.png=false", env={"AWS_ENDPOINT_URL": proxy.url}
         )
-        assert process.wait(300) == 0, log.read_text()
+        assert process.wait(600) == 0, log.read_text()
         requests = [request for request in proxy.requests if "/_driver" not in request]
     lists = [request for request in requests if "list-type=2" in request]
     puts = [request for request in requests if request.startswith("PUT ")]
@@ -163,20 +163,20 @@ def everything(run: str) -> dict[str, bytes]:
     return {name: folder.read(name) for name in folder.list()}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_two_drivers_on_one_run_and_its_state_from_outside(nodes: ThreeNodes, tmp_path: Path) -> None:
     run, log = str(tmp_path / "run"), tmp_path / "log"
     first = start_run(run, nodes.address, log, "--only", "ingest", "--only", "propose")
     try:
         wait_until(has_begun(run, "superpixels"), first)
         second = start_run(run, nodes.address, tmp_path / "second", "--from", "ingest")
-        assert second.wait(120) == 2
+        assert second.wait(300) == 2
         assert f"is in use: a driver on {os.uname().nodename} (process {first.pid}" in (tmp_path / "second").read_text()
         command = [sys.executable, "-m", "jobs.cli", "status", run]
         told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
         assert f"process {first.pid}" in told
         assert "at work" in told
-        assert first.wait(200) == 0, log.read_text()
+        assert first.wait(600) == 0, log.read_text()
     finally:
         end(first)
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
