@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         if arguments.memory:
             write_json(arguments.json, memory(Path(name), 20_000))

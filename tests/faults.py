@@ -35,6 +35,7 @@ class ThreeNodes:
     def __init__(self) -> None:
         # The nodes' workers are to import these packages, wherever others are installed.
         os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ.setdefault("RAY_worker_niceness", "0")
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(2)]
 
