@@ -42,7 +42,7 @@ class ThreeNodes:
     @property
     def address(self) -> str:
         """For `cluster.address`."""
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def kill_node(self, index: int) -> None:
         """A machine vanishes, without a word, and after a moment there is another one."""
