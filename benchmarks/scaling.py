@@ -79,11 +79,15 @@ class IdleSam:
 class IdleClip:
     """Takes the place of `ClipReplica`: always the same maps."""
 
+    def __init__(self, seconds_per_image: float = 0.0) -> None:
+        self.seconds = seconds_per_image
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decoded images in, what the model's replica would give out."""
         return map_rows(block, self._map_classes, MAPS_PAYLOAD, "seeds/coarse")
 
     def _map_classes(self, row: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(self.seconds)
         maps = maps_to_bytes(np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8))
         size = {key: row[key] for key in ("height_px", "width_px")}
         grid = {"grid_height": 8, "grid_width": 8}

@@ -24,8 +24,8 @@ SMALL = [
     "learn.classification.epochs=1", "learn.segmentation.epochs=1",
     "learn.classification.batch_size=4", "learn.segmentation.batch_size=4",
 ]  # fmt: skip
-ON_THREE_NODES = ["cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
 STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
+WORKERS = ("MapWorker", "MapBatches", "RayTrainWorker", "TrainController")  # as their processes are named
 TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
 
 
@@ -51,9 +51,9 @@ class ThreeNodes:
 
     def kill_replica(self, chance: random.Random) -> str | None:
         """A worker process is killed: an actor with a model, or a task; returns its name, None if there was none."""
-        workers = [(pid, name) for pid, name in self._workers() if name.startswith("ray::") and "IDLE" not in name]
-        replicas = [worker for worker in workers if "_Replica" in worker[1] or "MapWorker" in worker[1]]
-        for pid, name in chance.sample(replicas or workers, k=min(1, len(replicas or workers))):
+        workers = [(pid, name) for pid, name in self._workers() if any(kind in name for kind in WORKERS)]
+        replicas = [worker for worker in workers if "_Replica" in worker[1]]
+        for pid, name in chance.sample(replicas or workers, k=min(1, len(workers))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 return name
@@ -74,17 +74,23 @@ class ThreeNodes:
         self.cluster.shutdown()
 
 
-def start_run(
-    run: str, address: str | None, log: Path, *more: str, env: dict[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def start_run(run: str, address: str, log: Path, *more: str) -> subprocess.Popen[bytes]:
     """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
-    where = [f"cluster.address={address}"] if address else []
-    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL, *ON_THREE_NODES, *where, *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
+    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, *SMALL, *where, *more]
     with log.open("ab") as output:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=environment
         )
+
+
+def start_cheap(run: str, address: str, log: Path, *stages: str) -> subprocess.Popen[bytes]:
+    """A run without models (tests/cheap.py) in a process of its own, its output appended to a file."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.cheap", run, address, *stages],
+            cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], patience_s: float = 600) -> None:
