@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
@@ -74,7 +74,7 @@ class ThreeNodes:
         self.cluster.shutdown()
 
 
-def start_run(run: str, address: str, log: Path, *more: str) -> subprocess.Popen[bytes]:
+def start_run(run: str, address: str, log: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
     where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
     command = [sys.executable, "-m", "jobs.cli", "run", DEMO, *SMALL, *where, *more]
@@ -84,7 +84,7 @@ def start_run(run: str, address: str, log: Path, *more: str) -> subprocess.Popen
         )
 
 
-def start_cheap(run: str, address: str, log: Path, *stages: str) -> subprocess.Popen[bytes]:
+def start_cheap(run: str, address: str, log: Path, stages: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """A run without models (tests/cheap.py) in a process of its own, its output appended to a file."""
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -131,9 +131,9 @@ def test_an_object_store_that_is_out_of_order(place: Place, calm: str, tmp_path:
 def test_requests_are_counted(place: Place, tmp_path: Path) -> None:
     """Objects cost money by the request: none of them may be made once an image but those that carry its bytes."""
     run, log = f"{place.url}/requests/{tmp_path.name}", tmp_path / "log"
-    assert start_cheap(run, place.address, log, "images").wait(400) == 0, log.read_text()
+    assert start_cheap(run, place.address, log, ["images"]).wait(400) == 0, log.read_text()
     place.proxy.requests.clear()
-    assert start_cheap(run, place.address, log, "superpixels").wait(400) == 0, log.read_text()
+    assert start_cheap(run, place.address, log, ["superpixels"]).wait(400) == 0, log.read_text()
     requests = [request for request in place.proxy.requests if "_driver" not in request]
     lists = [request for request in requests if "list-type=2" in request]
     puts = [request for request in requests if request.startswith("PUT ")]
@@ -150,7 +150,7 @@ def test_requests_are_counted(place: Place, tmp_path: Path) -> None:
 def test_two_drivers_on_one_run_and_its_state_from_outside(place: Place, tmp_path: Path) -> None:
     run, log = str(tmp_path / "run"), tmp_path / "log"
     status = [sys.executable, "-m", "jobs.cli", "status", run]
-    first = start_cheap(run, place.address, log, "images", "superpixels")
+    first = start_cheap(run, place.address, log, ["images", "superpixels"])
     try:
         wait_until(has_begun(run, "superpixels"), first)
         second = start_cheap(run, place.address, tmp_path / "second")
