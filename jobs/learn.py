@@ -29,9 +29,8 @@ from jobs.batches import Batch, BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
 from jobs.examples import load_examples
-from jobs.stage import StageError, begin_stage, finish_stage, upstream
+from jobs.stage import PROMPTS_FILE, StageError, begin_stage, finish_stage, upstream
 
-PROMPTS_FILE = "prompts.safetensors"
 HISTORY_FILE = "history.json"
 CHECKPOINT_FILE = "_checkpoint.pt"
 SNAPSHOTS = "snapshots/"

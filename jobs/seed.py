@@ -26,8 +26,7 @@ from fmwsss_core.superpixels import Superpixels
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import RunConfig, SeedSection
 from jobs.decode import decode_shard
-from jobs.learn import PROMPTS_FILE
-from jobs.stage import begin_stage, run_sharded, upstream
+from jobs.stage import PROMPTS_FILE, begin_stage, run_sharded, upstream
 
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
 MAPS_COLUMN = {"cam": "cam", "cam+caa": "refined_cam"}

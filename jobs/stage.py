@@ -19,6 +19,8 @@ from cluster.shards import Operator, map_shards
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
 
+PROMPTS_FILE = "prompts.safetensors"  # of a stage `prompts/*`; named here, as who only reads it needs no torch
+
 
 class StageError(ValueError):
     """A stage that cannot start, or whose images all failed; the message says what to do."""

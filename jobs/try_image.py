@@ -19,9 +19,9 @@ from fmwsss_core.prompts import PromptLearner, handmade_embeddings
 from fmwsss_core.proposals import ProposalSettings
 from fmwsss_core.sam import propose
 from jobs.config import RunConfig
-from jobs.learn import PROMPTS_FILE
 from jobs.panels import with_labels, with_map, with_superpixels
 from jobs.seed import MAPS_COLUMN, make_seed
+from jobs.stage import PROMPTS_FILE
 
 LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
 PANEL_WIDTH_PX, CAPTION_PX, GAP_PX, PANELS_PER_ROW = 420, 24, 6, 4

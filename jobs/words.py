@@ -12,8 +12,7 @@ from cluster.models import load_clip
 from cluster.storage import Folder
 from fmwsss_core.prompts import PromptLearner
 from jobs.config import RunConfig
-from jobs.learn import PROMPTS_FILE
-from jobs.stage import StageError
+from jobs.stage import PROMPTS_FILE, StageError
 
 KINDS: tuple[Literal["classification", "segmentation"], ...] = ("classification", "segmentation")
 
