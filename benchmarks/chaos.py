@@ -14,13 +14,15 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.table import show, write_json
 from cluster.storage import Folder
-from tests.faults import ThreeNodes, end, outputs, rows, start_run
+from tests.faults import ThreeNodes, end, outputs, rows, start_cheap, start_run
 from tests.proxy import Proxy, proxy_to
 from tests.s3 import serve_s3
 
@@ -36,9 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="no new run is begun after this time")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of faults and moments")
+    parser.add_argument("--cheap", action="store_true", help="runs without models (tests/cheap.py): many more of them")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    start = start_cheap if arguments.cheap else partial(start_run, more=ONLY)
     faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
     found: Counter[str] = Counter(runs=0, lost=0, twice=0, different=0, gave_up=0)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, pytest.MonkeyPatch.context() as patch:
@@ -48,7 +52,7 @@ def main() -> None:
             nodes = ThreeNodes()
             try:
                 undisturbed = str(folder / "undisturbed")
-                process = start_run(undisturbed, nodes.address, folder / "log", *ONLY)
+                process = start(undisturbed, nodes.address, folder / "log")
                 if process.wait():
                     raise SystemExit(f"the run that nobody disturbed failed:\n{(folder / 'log').read_text()}")
                 expected_rows, expected_bytes = rows(undisturbed), outputs(undisturbed)
@@ -56,7 +60,7 @@ def main() -> None:
                 while time.monotonic() < deadline:
                     number = found["runs"]
                     run = f"{url}/run-{number}" if number % 2 == 0 else str(folder / f"run-{number}")
-                    found["gave_up"] += disturb(run, nodes, proxy, chance, folder / "log", faults)
+                    found["gave_up"] += disturb(start, run, nodes, proxy, chance, folder / "log", faults)
                     compare(run, expected_rows, expected_bytes, found)
                     found["runs"] += 1
                     Folder(run).delete_all()
@@ -67,11 +71,19 @@ def main() -> None:
     write_json(arguments.json, {**result, **{key: found[key] for key in ("lost", "twice", "different")}})
 
 
-def disturb(run: str, nodes: ThreeNodes, proxy: Proxy, chance: random.Random, log: Path, faults: Counter[str]) -> int:
+def disturb(
+    start: Callable[[str, str, Path], subprocess.Popen[bytes]],
+    run: str,
+    nodes: ThreeNodes,
+    proxy: Proxy,
+    chance: random.Random,
+    log: Path,
+    faults: Counter[str],
+) -> int:
     """One run from its start to its end, however often its driver has to be started; returns how often it gave up."""
     gave_up = 0
     for _ in range(MAX_STARTS):
-        process = start_run(run, nodes.address, log, *ONLY)
+        process = start(run, nodes.address, log)
         while process.poll() is None:
             try:
                 process.wait(chance.uniform(*PAUSE_S))

@@ -46,23 +46,26 @@ from jobs.decode import decode_shard
 from jobs.stage import begin_stage, run_sharded
 
 SHARD_ROWS = 16
+NUM_MASKS = 12
+# What the method does with SAM's masks (suppression, cleaning, occupation filter) is its own work, not ours around it.
+AS_FOUND = ProposalSettings(min_region_area_px=0, occupation_threshold=None)
 OBJECT_STORE_BYTES = 300_000_000
 IDS = pa.schema([("image_id", pa.string())])
 
 
 class IdleSam:
-    """Takes the place of `SamReplica`: sleeps like a GPU at work, and always finds the same masks."""
+    """Takes the place of `SamReplica`: sleeps like a GPU at work, and always finds the same twelve masks."""
 
     def __init__(self, seconds_per_image: float, height_px: int, width_px: int) -> None:
         self.seconds = seconds_per_image
-        masks = np.zeros((24, height_px, width_px), bool)
+        masks = np.zeros((NUM_MASKS, width_px, height_px), bool)
         for index, mask in enumerate(masks):
-            mask[index * height_px // 24 : (index + 3) * height_px // 24, index : width_px - index] = True
-        found = np.full(24, 0.9, np.float32)
-        everywhere = ((0, 0, width_px, height_px),)
-        bits = tuple(pack_masks(masks.transpose(0, 2, 1)))
-        levels, crops = np.full(24, 2, np.int8), np.zeros(24, np.int16)
-        self.found = Detections(height_px, width_px, everywhere, crops, levels, found, found, bits)
+            mask[:, index * height_px // NUM_MASKS : (index + 1) * height_px // NUM_MASKS] = True
+        sure = np.full(NUM_MASKS, 0.9, np.float32)
+        whole = np.full(NUM_MASKS, 2, np.int8)
+        crop = np.zeros(NUM_MASKS, np.int16)
+        boxes = ((0, 0, width_px, height_px),)
+        self.found = Detections(height_px, width_px, boxes, crop, whole, sure, sure, tuple(pack_masks(masks)))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decoded images in, what the model's replica would give out."""
@@ -76,11 +79,15 @@ class IdleSam:
 class IdleClip:
     """Takes the place of `ClipReplica`: always the same maps."""
 
+    def __init__(self, seconds_per_image: float = 0.0) -> None:
+        self.seconds = seconds_per_image
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decoded images in, what the model's replica would give out."""
         return map_rows(block, self._map_classes, MAPS_PAYLOAD, "seeds/coarse")
 
     def _map_classes(self, row: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(self.seconds)
         maps = maps_to_bytes(np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8))
         size = {key: row[key] for key in ("height_px", "width_px")}
         grid = {"grid_height": 8, "grid_width": 8}
@@ -94,6 +101,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         if arguments.memory:
             write_json(arguments.json, memory(Path(name), 20_000))

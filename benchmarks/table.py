@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def machine() -> str:
     """Where the figures were measured, in a few words."""
+    import torch  # only here: workers of benchmarks that import this module need none
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} threads of {platform.machine()}"
@@ -22,7 +23,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints rows of equal keys as a table."""
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    print(f"{title} ({machine()}, torch {torch.__version__}, {date.today()})")
+    print(f"{title} ({machine()}, torch {importlib.metadata.version('torch')}, {date.today()})")
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 

@@ -12,10 +12,10 @@ from cluster.replicas import use_threads
 from cluster.segmenters import SegmenterSpec, new_segmenter
 from fmwsss_core.segmenter.schedule import backward
 from fmwsss_core.vocabulary import Vocabulary
-from jobs import learn
 from jobs.batches import Batch
 from jobs.config import LearnSection, SegmenterSection
 from jobs.encode import shapes_of
+from jobs.learn import batch_loss, make_learner
 
 
 def learning_step_s(
@@ -24,7 +24,7 @@ def learning_step_s(
     """Seconds of one step of prompt learning, forward and backward, over `batch_size` views of noise."""
     use_threads(num_threads)
     clip = load_clip(spec)
-    learner = learn.make_learner(clip, vocabulary, section, random_seed=0)
+    learner = make_learner(clip, vocabulary, section, random_seed=0)
     images, labels = _noise(batch_size, section.augment.crop_px)
     features = tuple(torch.randn(batch_size, *shape) for shape in shapes_of(clip, section)) if section.cache else ()
     present = torch.zeros(batch_size, len(vocabulary.classes), dtype=torch.bool)
@@ -32,7 +32,7 @@ def learning_step_s(
     batch = Batch(None if section.cache else images, features, present, labels if section.cam_loss_weight else None)
 
     def step() -> None:
-        loss = learn.batch_loss(clip, learner, batch, section)
+        loss = batch_loss(clip, learner, batch, section)
         (loss.classification + section.cam_loss_weight * loss.cam).backward()
 
     return _second_time_s(step)

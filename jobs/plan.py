@@ -126,10 +126,11 @@ def _remove_empty(folder: Folder, is_new: bool) -> None:
 
 
 def _check_model(role: Any, spec: ModelSpec) -> str:
-    about = check(spec, role)
-    name = spec.factory or spec.model
-    weights = f", weights {spec.weights}" if spec.weights else ""
-    return f"{name}{weights}{', sha256 ' + about['sha256'] if about.get('sha256') else ''}"
+    sha256 = check(spec, role).get("sha256")
+    told = [str(spec.factory or spec.model)]
+    told += [f"weights {spec.weights}"] if spec.weights else []
+    told += [f"sha256 {sha256}"] if sha256 else []
+    return ", ".join(told)
 
 
 def _list(config: RunConfig, sources: list[Source]) -> str:
@@ -309,9 +310,8 @@ def _plan_stage(
 
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    per_epoch = max(1, num_images // section.batch_size)
+    num_steps = section.num_iterations(max(1, num_images // section.batch_size))
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
-    num_steps = section.num_iterations(per_epoch)
     return _plan_steps(config, stage, learning_step_s, arguments, num_steps, section.batch_size, num_images)
 
 
@@ -335,7 +335,7 @@ def _plan_steps(
     workers = plan_training(config.cluster.train_workers)
     gpus = 1.0 if workers.use_gpu else 0.0
     share = -(-batch_size // workers.most_workers)
-    work = ray.remote(step_s_of).options(num_cpus=0.5, num_gpus=gpus)
+    work: Any = ray.remote(step_s_of).options(num_cpus=0.5, num_gpus=gpus)
     step_s: float = ray.get(work.remote(*arguments, share, config.cluster.num_threads))
     hours = num_steps * step_s / 3600
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)

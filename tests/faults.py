@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
@@ -24,8 +24,8 @@ SMALL = [
     "learn.classification.epochs=1", "learn.segmentation.epochs=1",
     "learn.classification.batch_size=4", "learn.segmentation.batch_size=4",
 ]  # fmt: skip
-ON_THREE_NODES = ["cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
 STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
+WORKERS = ("MapWorker", "MapBatches", "RayTrainWorker", "TrainController")  # as their processes are named
 TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
 
 
@@ -35,13 +35,14 @@ class ThreeNodes:
     def __init__(self) -> None:
         # The nodes' workers are to import these packages, wherever others are installed.
         os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ.setdefault("RAY_worker_niceness", "0")
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(2)]
 
     @property
     def address(self) -> str:
         """For `cluster.address`."""
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def kill_node(self, index: int) -> None:
         """A machine vanishes, without a word, and after a moment there is another one."""
@@ -50,9 +51,9 @@ class ThreeNodes:
 
     def kill_replica(self, chance: random.Random) -> str | None:
         """A worker process is killed: an actor with a model, or a task; returns its name, None if there was none."""
-        workers = [(pid, name) for pid, name in self._workers() if name.startswith("ray::") and "IDLE" not in name]
-        replicas = [worker for worker in workers if "_Replica" in worker[1] or "MapWorker" in worker[1]]
-        for pid, name in chance.sample(replicas or workers, k=min(1, len(replicas or workers))):
+        workers = [(pid, name) for pid, name in self._workers() if any(kind in name for kind in WORKERS)]
+        replicas = [worker for worker in workers if "_Replica" in worker[1]]
+        for pid, name in chance.sample(replicas or workers, k=min(1, len(workers))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 return name
@@ -73,17 +74,23 @@ class ThreeNodes:
         self.cluster.shutdown()
 
 
-def start_run(
-    run: str, address: str | None, log: Path, *more: str, env: dict[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def start_run(run: str, address: str, log: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
-    where = [f"cluster.address={address}"] if address else []
-    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL, *ON_THREE_NODES, *where, *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
+    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, *SMALL, *where, *more]
     with log.open("ab") as output:
         return subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=environment
         )
+
+
+def start_cheap(run: str, address: str, log: Path, stages: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """A run without models (tests/cheap.py) in a process of its own, its output appended to a file."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.cheap", run, address, *stages],
+            cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], patience_s: float = 600) -> None:
@@ -110,9 +117,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def outputs(run: str) -> dict[str, bytes]:
     """Every file of a run that must be the same wherever and however it was made."""
     folder = Folder(run)
-    # TensorBoard's logs say when.
-    names = [name for name in folder.list() if not name.endswith(TOLD_APART) and "/logs/" not in name]
-    return {name: folder.read(name) for name in names}
+    return {name: folder.read(name) for name in folder.list() if not name.endswith(TOLD_APART)}
 
 
 def rows(run: str) -> dict[str, list[str]]:

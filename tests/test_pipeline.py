@@ -1,4 +1,4 @@
-"""The whole way of the data on the toy world: by command, to S3, killed and resumed. The same bytes."""
+"""The whole way of the data on the toy world: by command, on a cluster, to S3, killed and resumed. The same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from cluster.ledger import Run
 from cluster.storage import Folder
 from fmwsss_core.toy.world import draw_scene
-from tests.faults import DEMO, SMALL, STAGES, outputs
+from tests.faults import DEMO, SMALL, STAGES, ThreeNodes, outputs, start_run
 from tests.pictures import CRASHING, crashing_decoder, png
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +69,18 @@ def test_changed_settings_are_refused_by_name(undisturbed: str) -> None:
     assert result.returncode == 2
     assert "propose.stability_threshold: 0.5 -> 0.9" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(1200)
+def test_three_nodes_give_the_same_bytes(undisturbed: str, tmp_path: Path) -> None:
+    nodes = ThreeNodes()
+    try:
+        process = start_run(str(tmp_path / "run"), nodes.address, tmp_path / "log")
+        assert process.wait(1000) == 0, (tmp_path / "log").read_text()
+    finally:
+        nodes.shutdown()
+    assert outputs(str(tmp_path / "run")) == outputs(undisturbed)
+    assert figures(str(tmp_path / "run")) == figures(undisturbed)
 
 
 @pytest.mark.timeout(900)

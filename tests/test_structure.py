@@ -54,7 +54,15 @@ def test_every_module_has_a_caller() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["fmwsss_core.superpixels", "fmwsss_core.seeding", "fmwsss_core.images", "jobs.config"]
+    "module",
+    [
+        "jobs.propose",
+        "jobs.seed",
+        "fmwsss_core.superpixels",
+        "fmwsss_core.seeding",
+        "fmwsss_core.images",
+        "jobs.config",
+    ],
 )
 def test_cpu_workers_need_no_torch(module: str) -> None:
     import subprocess
