@@ -288,7 +288,7 @@ class PredictSection(Section):
 
     scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
     flip: bool = False
-    refine: Literal["sams"] | None = "sams"
+    refine: Literal["sams", "crf"] | None = "sams"
     alpha: Annotated[float, Field(gt=0)] = 3.0
     png: bool = True
 

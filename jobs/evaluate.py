@@ -236,7 +236,7 @@ def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
 
 def _statistics(labels: dict[str, Any]) -> tuple[float, float, float]:
     """Of SEED_STATISTICS; those that a table does not have count as 0 and are not told."""
-    return labels["mean_confidence"], labels.get("coverage", 0.0), float(bool(labels.get("missing")))
+    return labels["mean_confidence"], labels.get("coverage") or 0.0, float(bool(labels.get("missing")))
 
 
 def _label_maps(
@@ -279,7 +279,7 @@ def _about(
         return entry
     means = statistics / max(1, num_images)
     entry = {"mean_confidence": means[0]}
-    if row.column == "seed" or row.stage.endswith("refined"):
+    if row.column == "seed" or means[1] > 0:
         entry["coverage"] = means[1]
     if row.column == "seed":
         entry["share_with_missing_class"] = means[2]

@@ -63,9 +63,10 @@ def predict_dataset(
     own_config = config.model_copy(update={"dataset": dataset})
     ingest.run(own_config, own)
     predict_images(config, own, spec, model, trained, PREDICTED, restrict=False)
-    if config.predict.refine:
+    if config.predict.refine == "sams":
         propose.run(own_config, own)
-        refine.refine_images(config, own, PREDICTED, REFINED)
+    if config.predict.refine:
+        refine.refine_images(config, own, PREDICTED, REFINED, config.predict.refine)
     return evaluate.run_predictions(own_config, own)
 
 

@@ -150,7 +150,8 @@ def _relabel(config: RunConfig, run: Run, section: SegmenterSection, number: int
     predict.predict_images(
         config, run, segmenter_spec(config), model, trained, f"{stage}/{predict.PREDICTED}", restrict=True
     )
-    return refine.refine_images(config, run, f"{stage}/{predict.PREDICTED}", f"{stage}/{predict.REFINED}")
+    method = config.predict.refine or "sams"
+    return refine.refine_images(config, run, f"{stage}/{predict.PREDICTED}", f"{stage}/{predict.REFINED}", method)
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""SAMS on what a segmenter says: superpixels are given classes by its probabilities and painted (method M5.3).
+"""What a segmenter says, refined: by superpixels that are given classes and painted (method M5.3), or by a dense CRF.
 
 Needs no torch: it runs on CPU workers.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from fmwsss_core.baselines import dense_crf
 from fmwsss_core.seeding import Seed, margin, missing_classes, paint, upsample
 from fmwsss_core.superpixels import Superpixels, pooled_means
 
@@ -63,3 +64,16 @@ def refine_labels(
         coverage=float(covered.mean()),
         missing=missing_classes(painted, class_indices),
     )
+
+
+def refine_by_crf(
+    image: UInt8[np.ndarray, "height width 3"],
+    probabilities: Float32[np.ndarray, "background_and_classes grid_height grid_width"],
+    class_indices: Sequence[int],
+) -> tuple[UInt8[np.ndarray, "height width"], Float32[np.ndarray, "height width"]]:
+    """Labels of a dense CRF on the probabilities, and the marginal of each pixel's label (method M5.4).
+
+    Arguments as those of `refine_labels`.
+    """
+    marginals = dense_crf(image, upsample(probabilities, *image.shape[:2]))
+    return np.array([0, *class_indices], dtype=np.uint8)[marginals.argmax(axis=0)], marginals.max(axis=0)

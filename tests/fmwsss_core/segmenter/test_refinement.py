@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss_core.segmenter.refinement import refine_labels
+from fmwsss_core.segmenter.refinement import refine_by_crf, refine_labels
 from fmwsss_core.superpixels import Superpixels
 from tests.references.segmenter import refined_labels
 
@@ -55,6 +55,17 @@ def test_outside_of_all_superpixels_the_segmenter_is_believed():
     maps = np.stack([said == 0, said == 2, said == 5]).astype(np.float32)
     nothing = superpixels(np.zeros((0, HEIGHT, WIDTH), bool), [])
     np.testing.assert_array_equal(refine_labels(nothing, maps, CLASSES, said, alpha=3.0).labels, said)
+
+
+def test_a_crf_moves_the_outline_to_where_the_colour_changes():
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[:, 12:] = 200
+    maps = np.zeros((2, 24, 24), np.float32)
+    maps[1, :, 10:], maps[0, :, :10] = 0.8, 0.8  # two columns too far to the left
+    maps[0, :, 10:], maps[1, :, :10] = 0.2, 0.2
+    labels, confidence = refine_by_crf(image, maps, (5,))
+    np.testing.assert_array_equal(labels, np.where(np.arange(24) >= 12, 5, 0)[None].repeat(24, 0))
+    assert 0.5 <= confidence.min() <= confidence.max() <= 1
 
 
 def test_mistakes_are_named():
