@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -30,6 +31,7 @@ from fmwsss_core.images import ImageError, decode_label_png, decode_rgb
 # A child may also die of somebody else's doing (the machine's memory); an image that kills three of them is guilty.
 NUM_TRIES = 3
 PATIENCE_S = 120.0
+PIPE_BYTES = 1 << 20
 
 
 class Decoder:
@@ -102,7 +104,7 @@ def decoder() -> Decoder:
 
 def _start_child() -> subprocess.Popen[bytes]:
     # Its own group: an interrupt from the terminal is for the driver. What C libraries print is of no use to anybody.
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "cluster.decoder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -110,6 +112,11 @@ def _start_child() -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         start_new_session=True,
     )
+    for pipe in filter(None, (child.stdin, child.stdout)):
+        # An image in a few pieces instead of many; where a kernel doesn't, it only takes longer.
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return child
 
 
 def _exchange(child: subprocess.Popen[bytes], request: bytes, data: bytes) -> tuple[dict[str, Any], bytearray]:
@@ -157,13 +164,13 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         answers.flush()
 
 
-def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
     try:
         if request["kind"] == "labels":
             labels = decode_label_png(data)
-            return {"size": labels.shape}, labels.tobytes()
+            return {"size": labels.shape}, memoryview(labels.reshape(-1))
         pixels = decode_rgb(data, request["max_pixels"])
-        return {"size": pixels.shape[:2]}, pixels.tobytes() if request["kind"] == "rgb" else b""
+        return {"size": pixels.shape[:2]}, memoryview(pixels.reshape(-1)) if request["kind"] == "rgb" else b""
     except ImageError as error:
         return {"error": str(error)}, b""
     except Exception as error:
