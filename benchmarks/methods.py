@@ -92,8 +92,9 @@ def measure(config: RunConfig, seeds: str, count: int) -> dict[str, Any]:
         plain, refined = (maps_from_bytes(row[column], *shape) for column in ("cam", "refined_cam"))
         maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], *shape)
         for name, own in (("cam", plain), ("cam+caa", refined)):
+            height, width = truth.shape
             for power in POWERS:
-                judge(f"{name} {power}", label_map_from_cam(own, indices, *truth.shape, power), truth)
+                judge(f"{name} {power}", label_map_from_cam(own, indices, height, width, power), truth)
         found = superpixels_of(sam, image, settings)
         arguments = (found["sams"], maps, indices, section.alpha)
         judge("threshold", threshold_seed(*arguments).labels, truth)

@@ -168,9 +168,9 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
     try:
         if request["kind"] == "labels":
             labels = decode_label_png(data)
-            return {"size": labels.shape}, memoryview(labels.reshape(-1))
+            return {"size": labels.shape}, labels.reshape(-1).data
         pixels = decode_rgb(data, request["max_pixels"])
-        return {"size": pixels.shape[:2]}, memoryview(pixels.reshape(-1)) if request["kind"] == "rgb" else b""
+        return {"size": pixels.shape[:2]}, pixels.reshape(-1).data if request["kind"] == "rgb" else b""
     except ImageError as error:
         return {"error": str(error)}, b""
     except Exception as error:

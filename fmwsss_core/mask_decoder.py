@@ -51,8 +51,9 @@ class PointDecoder:
         decoder: Any = sam.mask_decoder
         self._regroups = type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer
         if self._regroups:
+            transformer: Any = decoder.transformer
             _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
-            self._image = _ImageSide(decoder.transformer, features + dense, self._position)
+            self._image = _ImageSide(transformer, features + dense, self._position)
 
     def __call__(
         self,

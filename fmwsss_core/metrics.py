@@ -91,5 +91,5 @@ def boundary_iou(counts: Int64[np.ndarray, "classes 3"]) -> float:
 
 def _boundary(mask: Bool[np.ndarray, "height width"], depth_px: int) -> Bool[np.ndarray, "height width"]:
     # Erosion by squares takes away what is no farther from the outside than their number, by the greater of both axes.
-    depth = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
-    return mask & (depth <= depth_px)
+    depth = np.asarray(ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard"))
+    return mask & (depth[1:-1, 1:-1] <= depth_px)

@@ -59,7 +59,7 @@ class FmwsssSegmenter(nn.Module):
         """In training losses by name, else the probabilities of each image as `sem_seg`."""
         if not self.training:
             return [{"sem_seg": probabilities(self.segmenter, each["image"], self.short_side_px)} for each in inputs]
-        device = self.segmenter.pixel_mean.device
+        device = next(self.segmenter.parameters()).device
         images = torch.stack([each["image"] for each in inputs]).to(device)
         labels = torch.stack([each["sem_seg"] for each in inputs]).to(device)
         weights = torch.stack([each["weights"] for each in inputs]).to(device) if "weights" in inputs[0] else None

@@ -230,7 +230,8 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
 def prepare(segmenter: Segmenter, num_workers: int) -> Segmenter:
     """In training mode; with several workers on GPUs, batch norms see the whole batch."""
     if num_workers > 1 and next(segmenter.parameters()).is_cuda:
-        segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        converted: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        return converted.train()
     return segmenter.train()
 
 

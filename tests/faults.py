@@ -79,9 +79,7 @@ def start_run(run: str, address: str, log: Path, more: Sequence[str] = ()) -> su
     where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
     command = [sys.executable, "-m", "jobs.cli", "run", DEMO, *SMALL, *where, *more]
     with log.open("ab") as output:
-        return subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=environment
-        )
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 
 
 def start_cheap(run: str, address: str, log: Path, stages: Sequence[str] = ()) -> subprocess.Popen[bytes]:

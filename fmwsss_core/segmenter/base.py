@@ -22,6 +22,9 @@ class Segmenter(nn.Module, ABC):
         size_divisor: height and width of its input are multiples of this.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, num_classes: int, size_divisor: int) -> None:
         super().__init__()
         self.num_classes = num_classes

@@ -31,6 +31,9 @@ class ClipBackbone(nn.Module):
         width: channels of each map.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, clip: FrozenClip, width: int) -> None:
         super().__init__()
         self.clip = clip

@@ -57,7 +57,8 @@ def draw_crop(
         generator: everything random comes from here, so that a crop is a function of the image and the epoch alone.
         settings: see there.
     """
-    size = scaled_size(*image.shape[:2], settings.short_side_px * generator.uniform(*settings.scale_range))
+    height, width = image.shape[:2]
+    size = scaled_size(height, width, settings.short_side_px * generator.uniform(*settings.scale_range))
     pixels = transforms.resize(_planes(image), size, InterpolationMode.BILINEAR, antialias=True)
     maps = [_planes(labels[..., None])] + ([_planes(weights[..., None])] if weights is not None else [])
     target, *more = (transforms.resize(plane, size, InterpolationMode.NEAREST_EXACT) for plane in maps)

@@ -34,7 +34,7 @@ class Mask2Former(Segmenter):
     """
 
     def __init__(self, network: Mask2FormerForUniversalSegmentation) -> None:
-        super().__init__(num_classes=network.config.num_labels, size_divisor=32)
+        super().__init__(num_classes=len(network.config.id2label or {}), size_divisor=32)
         self.network = network
         config = network.config
         self.criterion = CriterionSettings(
@@ -148,7 +148,7 @@ def _tie_queries_to_classes(network: Mask2FormerForUniversalSegmentation) -> Non
     """
     queries = network.model.transformer_module.queries_features.weight
     states = functional.layer_norm(queries, queries.shape[-1:])
-    num_tied = min(len(states), network.config.num_labels)
+    num_tied = min(len(states), len(network.config.id2label or {}))
     network.class_predictor.weight[:num_tied] = TIE_LOGIT * states[:num_tied] / states.shape[-1]
 
 

@@ -59,7 +59,8 @@ def test_agrees_with_sums_over_every_pixel():
 def test_a_pixel_of_255_has_no_gradient():
     class_logits, mask_logits, labels = scene(1, layers=2, batch=2)
     mask_logits.requires_grad_()
-    sum(losses(class_logits, mask_logits, labels, CriterionSettings(num_points=3000)).values()).backward()
+    parts = losses(class_logits, mask_logits, labels, CriterionSettings(num_points=3000))
+    torch.stack(list(parts.values())).sum().backward()
     assert mask_logits.grad is not None
     # Column 5 lies between labelled and ignored pixels: points to its left read it by interpolation.
     assert torch.all(mask_logits.grad[..., 6:] == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_micro_batches_and_shares_give_the_gradient_of_the_whole(kind: str):
 
 
 def test_the_backbone_is_slower_and_norms_do_not_decay():
-    segmenter = make("resnet")
+    segmenter: Any = make("resnet")
     groups = parameter_groups(segmenter, 1e-4, 0.05, 0.1)
     by_id = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(by_id) == sum(p.requires_grad for p in segmenter.parameters())
@@ -141,7 +142,7 @@ def test_a_frozen_clip_stays_as_it_is():
 
 
 def test_on_a_clip_query_k_begins_as_that_of_class_k():
-    segmenter = make("clip").eval()
+    segmenter: Any = make("clip").eval()
     with torch.no_grad():
         output = segmenter.network(pixel_values=torch.zeros(1, 3, 64, 64), output_auxiliary_logits=True)
     before_any_layer = output.auxiliary_logits[0]["class_queries_logits"][0]
