@@ -73,8 +73,8 @@ def test_no_class_fills_a_crop_where_that_can_be_helped():
 
 
 def test_panoramas_are_scaled_by_their_long_side():
-    assert scaled_size(300, 400, 600) == [600, 800]
-    assert scaled_size(100, 1000, 600) == [240, 2400]
+    assert scaled_size(300, 400, 600.0) == [600, 800]
+    assert scaled_size(100, 1000, 600.0) == [240, 2400]
 
 
 def test_distortion_changes_colours_but_not_labels():

@@ -118,7 +118,7 @@ def test_micro_batches_and_shares_give_the_gradient_of_the_whole(kind: str):
     total = segmenter.measure(labels, None)
     for share, pieces in ((slice(0, 1), 1), (slice(1, 4), 3)):
         backward(segmenter, images[share], labels[share], None, seeds[share], pieces, "float32", lambda _: total)
-    assert (gradients() - whole).norm() < 1e-3 * whole.norm()
+    assert (gradients() - whole).norm() < 5e-3 * whole.norm()
     assert set(whole_parts) in ({"class", "mask", "dice"}, {"pixels", "auxiliary"})
 
 
