@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 demo: $(READY)
 	$(VENV)/bin/fmwsss run configs/demo.yaml
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
+
+# What takes minutes each: whole clusters, processes killed in the middle. On a quiet machine.
+test-long: $(READY)
+	$(VENV)/bin/python -m pytest -m long
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -24,6 +24,7 @@ from tests.proxy import Proxy, proxy_to
 from tests.s3 import ACCESS_KEY, SECRET_KEY
 
 NUM_PARTS = NUM_IMAGES // SHARD_ROWS
+pytestmark = pytest.mark.long
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def test_prompts_are_shown_as_the_words_nearest_to_them(alone: Path, tmp_path: P
         show(str(tmp_path), None, 2)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: None, tmp_path: Path) -> None:
     more = [
@@ -156,6 +157,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_driver_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
     more = ["learn.classification.epochs=40", "cluster.checkpoint_every_s=0"]

@@ -20,6 +20,7 @@ from tests.jobs.segmenters import CONFIG, ROOT, TINY, make_run
 from tests.pictures import png
 
 NUM_NEW = 5
+pytestmark = pytest.mark.long
 
 
 def fmwsss(*arguments: str) -> subprocess.CompletedProcess[str]:
