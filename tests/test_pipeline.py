@@ -97,7 +97,7 @@ def test_s3_gets_the_same_bytes(undisturbed: str, s3_url: str) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("killed_in", ["superpixels", "seeds/fine"])
+@pytest.mark.parametrize("killed_in", [pytest.param("superpixels", marks=pytest.mark.long), "seeds/fine"])
 def test_a_killed_driver_goes_on_with_the_same_bytes(undisturbed: str, tmp_path: Path, killed_in: str) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(command(str(run)), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -152,6 +152,7 @@ def test_bad_images_are_rows_and_the_others_come_through(tmp_path: Path) -> None
     assert not (tmp_path / "escape").exists()
 
 
+@pytest.mark.long
 def test_from_starts_a_step_and_all_after_it_anew(undisturbed: str, tmp_path: Path) -> None:
     import shutil
 

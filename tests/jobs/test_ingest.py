@@ -217,6 +217,7 @@ def test_too_many_failures_end_the_stage_early_and_can_be_tried_again(tmp_path: 
     write_dataset(tmp_path, {**labels, "ghost": "cat"}, **images)
     run = Run(Folder(str(tmp_path / "run")))
     config = folder_config(run, tmp_path, "max_failures=10 %", "shard_rows=2")
+    run.write_manifest({"stages": ["images"]})
     with pytest.raises(StageError, match=r"^stage images: \d+ of 41 images failed, max_failures allows 4: ") as caught:
         ingest.run(config, run)
     assert "ImageError (such as image" in str(caught.value)

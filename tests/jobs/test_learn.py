@@ -59,7 +59,7 @@ def test_two_workers_learn_what_one_learns(alone: Path, tmp_path: Path) -> None:
     assert np.abs(learned(alone) - two).max() <= 1e-6
 
 
-@pytest.mark.parametrize("kind", ["input", "product"])
+@pytest.mark.parametrize("kind", ["input", pytest.param("product", marks=pytest.mark.long)])
 def test_as_many_cached_views_as_epochs_are_no_cache_at_all(alone: Path, tmp_path: Path, kind: str, capsys) -> None:
     cached = learn(tmp_path, f"learn.classification.cache={kind}", "learn.classification.cached_views=2")
     initial = learn(
