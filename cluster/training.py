@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pyarrow.fs
 import ray
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -52,6 +53,15 @@ def plan_training(num_workers: int | tuple[int, int]) -> TrainPlan:
     return TrainPlan(
         num_workers, have.get("GPU", 0) >= least, min(1.0, cpus / (2 * most)), max(1, int(cpus / 2 / most))
     )
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Sums gradients over all workers, in one message; a parameter that this worker's share did not reach is zero."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def train(

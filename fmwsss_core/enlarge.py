@@ -104,8 +104,10 @@ class Enlarger:
             parts = (enlarged[suspects], logits[suspects], error[suspects])
             suspects = suspects[~_decided(*parts, rows, columns, thresholds)]
         if len(suspects) > 0:
-            original = self._sam.postprocess_masks(logits[suspects][None], self._input_size, self._image_size)[0]
-            part = original[:, top : top + enlarged.shape[2], left : left + enlarged.shape[1]]
+            # On a CPU torch takes another way of rounding for up to three channels: as many as the original had.
+            enough = suspects[torch.arange(max(len(suspects), min(len(logits), 4))) % len(suspects)]
+            original = self._sam.postprocess_masks(logits[enough][None], self._input_size, self._image_size)[0]
+            part = original[: len(suspects), top : top + enlarged.shape[2], left : left + enlarged.shape[1]]
             enlarged[suspects] = part.transpose(1, 2)
         return enlarged, (left, top)
 

@@ -163,7 +163,12 @@ class PromptLearner(nn.Module):
         """
         clip = self._clip[0]
         words, ids = clip.words()
-        distances = torch.cdist(self.context.flatten(0, 1).float(), clip.token_embeddings(ids).float())
+        # Without a matrix product and its differences of large squares: a word's distance from itself is 0.
+        distances = torch.cdist(
+            self.context.flatten(0, 1).float(),
+            clip.token_embeddings(ids).float(),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
         nearest = distances.topk(min(count, len(words)), largest=False)
         found = [
             [(words[i], float(value)) for i, value in zip(row, values, strict=True)]

@@ -28,6 +28,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from ray.train import get_context
 from torch import Tensor, nn
 
+from cluster.events import EventLog
 from cluster.ledger import Run
 from cluster.models import pick_device
 from cluster.replicas import use_threads
@@ -37,8 +38,7 @@ from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.inference import probabilities
 from fmwsss_core.segmenter.schedule import clip_gradients, make_optimizer, poly_factor
 from jobs.predict import BEST
-from jobs.train import TrainJob, finish, is_logged, log_entry, prepare, seed_step
-from jobs.watch import TrainingLog
+from jobs.train import TrainJob, finish, is_logged, log_entry, log_scalars, prepare, seed_step
 
 CHECKPOINT_FILE = "_checkpoint_detectron2.pth"
 LATEST = "latest"
@@ -107,7 +107,7 @@ class _Steps(HookBase):
     def __init__(self, job: TrainJob, board: Any) -> None:
         self.job, self.board = job, board
         self.history: list[dict[str, float]] = []
-        self.log: TrainingLog | None = None
+        self.log: EventLog | None = None
         self.last_saved_s = time.monotonic()
         self.seen_miou = -1
 
@@ -115,7 +115,9 @@ class _Steps(HookBase):
         """Starts the log where the trainer starts."""
         self.board.set.remote(self.trainer.iter, "")
         if comm.is_main_process():
-            self.log = TrainingLog(self.job.run, self.job.stage, self.trainer.start_iter)
+            self.log = EventLog(
+                self.job.run.folder.child(self.job.stage), self.trainer.start_iter, self.job.checkpoint_every_s
+            )
 
     def before_step(self) -> None:
         """See `jobs.train.seed_step`."""
@@ -131,19 +133,18 @@ class _Steps(HookBase):
             parts = {name: value for name, (value, _) in latest.items() if name in self.trainer.loss_names}
             entry = log_entry(job, iteration, parts)
             self.history.append(entry)
-            self.log.scalars(entry)
+            log_scalars(self.log, entry)
             self.board.set.remote(done, f"loss {entry['loss']:.3f}")
         self._look_for_miou()
         if time.monotonic() - self.last_saved_s > job.checkpoint_every_s:
             self.last_saved_s = time.monotonic()
             self._save()
-            self.log.upload()
 
     def after_train(self) -> None:
         """Stores the trained segmenter."""
         if self.log is not None and self.trainer.iter + 1 >= self.job.num_iterations:
             self._look_for_miou()
-            self.log.close()
+            self.log.save()
             finish(self.job, self.trainer.segmenter, self.history)
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class _Steps(HookBase):
             return
         self.seen_miou, miou = iteration, value / 100
         best = max((entry.get("validation_miou", -1.0) for entry in self.history), default=-1.0)
-        self.log.scalar("validation_miou", miou, self.trainer.iter + 1)
+        self.log.scalars(self.trainer.iter + 1, {"validation_miou": miou})
         self.history[-1]["validation_miou"] = miou
         if miou > best:
             folder = self.job.run.folder.child(self.job.stage).child(BEST)

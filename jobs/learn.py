@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -19,12 +18,13 @@ from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
 from cluster.replicas import use_threads, uses_bfloat16
 from cluster.storage import Folder
-from cluster.training import plan_training, train
+from cluster.training import plan_training, sum_gradients, train
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.last_block import LastBlock, MapProduct
 from fmwsss_core.learning import PromptLoss, learning_rate, make_optimizer, prompt_loss, share_of
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import Vocabulary
+from jobs import checkpoint
 from jobs.batches import Batch, BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
@@ -32,9 +32,7 @@ from jobs.examples import load_examples
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
 HISTORY_FILE = "history.json"
-CHECKPOINT_FILE = "_checkpoint.pt"
 SNAPSHOTS = "snapshots/"
-LOGS = "logs"
 NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
 
 
@@ -158,14 +156,14 @@ def run(
             train(train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
         if renewal and seed_stage:
             renewal.drop(seed_stage)
-    folder.delete([CHECKPOINT_FILE])
+    folder.delete([checkpoint.CHECKPOINT_FILE])
     return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=source.num_images, num_failures=0)
 
 
 def _rounds(folder: Folder, num_iterations: int, renewal: Renewal | None) -> list[tuple[int, int]]:
     """Pieces that learn from one set of seeds each, (first iteration, stop), from the one that is not finished on."""
     every = renewal.every if renewal else num_iterations
-    done = _read_checkpoint(folder)["iteration"] if folder.exists(CHECKPOINT_FILE) else 0
+    done = checkpoint.next_iteration(folder)
     first = min(done, num_iterations - 1) // every * every
     return [(begin, min(begin + every, num_iterations)) for begin in range(first, num_iterations, every)]
 
@@ -191,7 +189,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     learner = make_learner(clip, job.source.vocabulary, section, job.random_seed)
     optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
     folder = job.run.folder.child(job.stage)
-    first, history = _restore(folder, learner, optimizer)
+    first, history = checkpoint.restore(folder, learner, optimizer)
     witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
     last_saved_s = time.monotonic()
     batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
@@ -213,7 +211,8 @@ def train_loop(settings: dict[str, Any]) -> None:
         classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
         cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
         (classification + section.cam_loss_weight * cam).backward()
-        _sum_gradients(learner, num_workers)
+        if num_workers > 1:
+            sum_gradients(list(learner.parameters()))
         optimizer.step()
         of_logits, of_maps = _sum_over_workers([float(classification), float(cam)], num_workers, clip.device)
         total = of_logits + section.cam_loss_weight * of_maps
@@ -231,11 +230,11 @@ def train_loop(settings: dict[str, Any]) -> None:
         history.append(entry | witness.step(iteration, entry))
         if time.monotonic() - last_saved_s > job.checkpoint_every_s:
             last_saved_s = time.monotonic()
-            _save(folder, learner, optimizer, iteration + 1, history)
+            checkpoint.save(folder, learner, optimizer, iteration + 1, history)
     if witness is not None:
         witness.close()
         if job.stop < job.num_iterations:
-            _save(folder, learner, optimizer, job.stop, history)
+            checkpoint.save(folder, learner, optimizer, job.stop, history)
             return
         folder.write(HISTORY_FILE, json.dumps(history).encode())
         folder.write(PROMPTS_FILE, learner.to_bytes())
@@ -276,7 +275,7 @@ class _Witness:
 
     def __init__(self, job: LearnJob, clip: FrozenClip, learner: PromptLearner, board: Any, first: int) -> None:
         self.job, self.clip, self.learner, self.board = job, clip, learner, board
-        self.log = EventLog(job.run.folder.child(f"{job.stage}/{LOGS}"), first, job.checkpoint_every_s)
+        self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s)
         part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
         self.examples = load_examples(job.run, part, job.source.vocabulary, clip)
         self.look_every = max(1, job.num_iterations // NUM_LOOKS)
@@ -293,7 +292,7 @@ class _Witness:
         if (iteration + 1) % self.look_every == 0 or iteration + 1 == self.job.num_iterations:
             with torch.no_grad():
                 strip, agreement = self.examples.look(*self.learner())
-            self.log.picture(iteration, "class maps", strip)
+            self.log.picture(iteration, "class_maps", strip)
             found = {} if agreement is None else {"agreement": agreement}
         self.log.scalars(iteration, {**scalars, **found})
         self.board.set.remote(iteration + 1, f"loss {entry['loss']:.3f}, {speed:.0f} images/s")
@@ -310,49 +309,6 @@ def _sum_over_workers(values: list[float], num_workers: int, device: torch.devic
     summed = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(summed)
     return summed.tolist()
-
-
-def _sum_gradients(learner: PromptLearner, num_workers: int) -> None:
-    for parameter in learner.parameters() if num_workers > 1 else ():
-        assert parameter.grad is not None
-        torch.distributed.all_reduce(parameter.grad)
-
-
-def _save(
-    folder: Folder,
-    learner: PromptLearner,
-    optimizer: torch.optim.Optimizer,
-    iteration: int,
-    history: list[dict[str, float]],
-) -> None:
-    buffer = io.BytesIO()
-    state = {
-        "learner": learner.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "iteration": iteration,
-        "history": history,
-    }
-    torch.save(state, buffer)
-    folder.write(CHECKPOINT_FILE, buffer.getvalue())
-
-
-def _read_checkpoint(folder: Folder) -> dict[str, Any]:
-    return torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")
-
-
-def _restore(
-    folder: Folder, learner: PromptLearner, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]]]:
-    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there.
-
-    No state of a random generator is kept: a view is drawn from the run's seed, its epoch and its image's id.
-    """
-    if not folder.exists(CHECKPOINT_FILE):
-        return 0, []
-    state = _read_checkpoint(folder)
-    learner.load_state_dict(state["learner"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["iteration"], state["history"]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
 import time
@@ -14,26 +13,25 @@ import numpy as np
 import torch
 from ray.train import get_context
 
+from cluster.events import EventLog
 from cluster.ledger import Receipt, Run
 from cluster.models import pick_device
 from cluster.progress import StageProgress, watch_board
 from cluster.replicas import use_threads
 from cluster.segmenters import SegmenterSpec, new_segmenter, segmenter_files
-from cluster.storage import Folder
-from cluster.training import plan_training, train
+from cluster.training import plan_training, sum_gradients, train
 from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.crops import CropSettings
 from fmwsss_core.segmenter.schedule import backward, clip_gradients, make_optimizer, poly_factor, set_rates
-from jobs import predict, refine
+from jobs import checkpoint, predict, refine
 from jobs.batches import batches_per_epoch
 from jobs.config import RunConfig, SegmenterSection
 from jobs.crops import CropSource
 from jobs.predict import BEST, LAST, kept_folder, round_stage, segmenter_spec
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
-from jobs.watch import TrainingLog, validation_miou
+from jobs.watch import pictures, validation_miou
 
 HISTORY_FILE = "history.json"
-CHECKPOINT_FILE = "_checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     folder = job.run.folder.child(job.stage)
-    first, history = _restore(folder, segmenter, optimizer)
+    first, history = checkpoint.restore(folder, segmenter, optimizer)
     board.set.remote(first, "")
 
     def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
@@ -189,7 +187,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
         return values
 
     last_saved_s = time.monotonic()
-    log = TrainingLog(job.run, job.stage, first) if rank == 0 else None
+    log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
     batches = job.source.batches(first, job.num_iterations, job.per_epoch, rank, num_workers)
     for iteration, batch in enumerate(batches, start=first):
         set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
@@ -202,7 +200,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
             sum_over_workers,
         )  # fmt: skip
         if num_workers > 1:
-            _sum_gradients(parameters)
+            sum_gradients(parameters)
         clip_gradients(parameters, section.clip_norm)
         optimizer.step()
         done = iteration + 1
@@ -211,19 +209,18 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
             entry = log_entry(job, iteration, dict(zip(parts, losses, strict=True)))
             if log:
                 history.append(entry)
-                log.scalars(entry)
+                log_scalars(log, entry)
                 board.set.remote(done, f"loss {entry['loss']:.3f}")
         if log is None:
             continue
         if done % section.preview_every == 0 or done == job.num_iterations:
-            log.pictures(done, segmenter, batch)
+            log.picture(done, "crop-label-prediction", pictures(segmenter, batch))
         _validate(job, segmenter, done, history, log)
         if time.monotonic() - last_saved_s > job.checkpoint_every_s:
             last_saved_s = time.monotonic()
-            _save(folder, segmenter, optimizer, done, history)
-            log.upload()
+            checkpoint.save(folder, segmenter, optimizer, done, history)
     if log:
-        log.close()
+        log.save()
         finish(job, segmenter, history)
 
 
@@ -258,6 +255,11 @@ def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[st
     return {"iteration": iteration, "learning_rate": job.section.learning_rate * factor, "loss": total, **parts}
 
 
+def log_scalars(log: EventLog, entry: dict[str, float]) -> None:
+    """One line of the history as TensorBoard has it: after how many iterations."""
+    log.scalars(int(entry["iteration"]) + 1, {name: value for name, value in entry.items() if name != "iteration"})
+
+
 def finish(job: TrainJob, segmenter: Segmenter, history: list[dict[str, float]]) -> None:
     """Writes the trained segmenter and the history of its loss."""
     folder = job.run.folder.child(job.stage)
@@ -265,59 +267,18 @@ def finish(job: TrainJob, segmenter: Segmenter, history: list[dict[str, float]])
     folder.child(LAST).write_many(segmenter_files(segmenter, job.spec))
 
 
-def _validate(
-    job: TrainJob, segmenter: Segmenter, done: int, history: list[dict[str, float]], log: TrainingLog
-) -> None:
+def _validate(job: TrainJob, segmenter: Segmenter, done: int, history: list[dict[str, float]], log: EventLog) -> None:
     every = job.section.validate_every
     if not every or job.validation is None or (done % every and done != job.num_iterations):
         return
     miou = validation_miou(segmenter, job.validation, job.spec.short_side_px)
     segmenter.train()
-    log.scalar("validation_miou", miou, done)
+    log.scalars(done, {"validation_miou": miou})
     best = max((entry.get("validation_miou", -1.0) for entry in history), default=-1.0)
     if history:
         history[-1]["validation_miou"] = miou
     if miou > best:
         job.run.folder.child(job.stage).child(BEST).write_many(segmenter_files(segmenter, job.spec))
-
-
-def _sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """One message for all gradients; a parameter that this share did not reach counts as zero."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
-        parameter.grad = part.view_as(parameter)
-
-
-def _save(
-    folder: Folder,
-    segmenter: Segmenter,
-    optimizer: torch.optim.Optimizer,
-    iteration: int,
-    history: list[dict[str, float]],
-) -> None:
-    buffer = io.BytesIO()
-    state = {
-        "segmenter": segmenter.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "iteration": iteration,
-        "history": history,
-    }
-    torch.save(state, buffer)
-    folder.write(CHECKPOINT_FILE, buffer.getvalue())
-
-
-def _restore(
-    folder: Folder, segmenter: Segmenter, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]]]:
-    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there."""
-    if not folder.exists(CHECKPOINT_FILE):
-        return 0, []
-    state = torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")
-    segmenter.load_state_dict(state["segmenter"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["iteration"], state["history"]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from tests.s3 import fresh_s3 as fresh_s3
 from tests.s3 import s3_url as s3_url
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
 ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey"
@@ -108,3 +109,11 @@ def _make_bucket(server: subprocess.Popen, bucket: str, log: Path, patience_s: f
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the test server does not answer: {log.read_text()[-2000:]}") from error
             time.sleep(0.2)
+
+
+@pytest.fixture
+def fresh_s3() -> Iterator[None]:
+    """s3fs keeps its clients, with the keys and endpoint they were made with."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()

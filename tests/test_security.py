@@ -22,9 +22,9 @@ from cluster.models import ModelError, ModelSpec, load_clip
 from cluster.storage import Folder
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import custom_vocabulary
+from jobs.checkpoint import CHECKPOINT_FILE, restore
 from jobs.config import ConfigError, load_config
 from jobs.failures import config_of
-from jobs.learn import CHECKPOINT_FILE, _restore
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -54,7 +54,7 @@ def test_code_in_a_run_is_not_executed(tmp_path: Path) -> None:
         PromptLearner.from_bytes(clip, custom_vocabulary(["cat"]), harm)
     torch.save(Harm(tmp_path / "harmed"), tmp_path / CHECKPOINT_FILE)
     with pytest.raises(pickle.UnpicklingError):
-        _restore(Folder(str(tmp_path)), None, None)  # type: ignore[arg-type] - never reached
+        restore(Folder(str(tmp_path)), None, None)  # type: ignore[arg-type] - never reached
     assert not (tmp_path / "harmed").exists()
 
 

@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import pyarrow as pa
 import pytest
-import s3fs
 
 from cluster import storage
 from cluster.storage import NUM_TRIES, FileError, Folder, StorageError, read_url
@@ -31,14 +30,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "local":
         return Folder(str(tmp_path / "run"))
     return Folder(request.getfixturevalue("s3_url")).child(f"storage/{tmp_path.name}")
-
-
-@pytest.fixture
-def fresh_s3() -> Iterator[None]:
-    """s3fs keeps its clients, with the keys and endpoint they were made with."""
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_files_go_in_and_come_out(folder: Folder) -> None:

@@ -63,6 +63,19 @@ def test_masks_counts_and_boxes_are_the_originals(
     assert torch.equal(measured.boxes[filled], batched_mask_to_box((original > 0)[filled]).long())
 
 
+def test_few_doubtful_masks_are_rounded_as_many_are_on_one_thread():
+    logits = torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(3)).mul(3).round() / 2
+    enlarger, num_threads = Enlarger(SAM, (16, 16), (1, 19), (3, 126)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measured = enlarger.measure(logits, 1.0)
+        original = SAM.postprocess_masks(logits[None], (1, 19), (3, 126))[0]
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(measured.below, (original > -1).sum(dim=(1, 2)))
+    assert torch.equal(measured.above, (original > 1).sum(dim=(1, 2)))
+
+
 def test_the_original_way_is_rarely_needed():
     torch.manual_seed(0)
     smooth = torch.nn.functional.interpolate(20 * torch.randn(1, 40, 8, 8), (64, 64), mode="bicubic")[0]

@@ -45,6 +45,7 @@ def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path, capsys: pytes
     assert "NO   pixels: of 4 images that were read none can be used: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("fresh_s3")
 def test_every_problem_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["sam={model: vit_b, weights: nowhere.pth}", "run=s3://no-such-bucket/run"]
     config = folder_config(tmp_path, {"a": "cow"}, *overrides)

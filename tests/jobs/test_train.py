@@ -17,10 +17,11 @@ from cluster.segmenters import load_segmenter, spec_from_json
 from cluster.storage import Folder
 from fmwsss_core.segmenter.crops import CropSettings
 from jobs.batches import batches_per_epoch
+from jobs.checkpoint import CHECKPOINT_FILE
 from jobs.config import RunConfig
 from jobs.crops import CropSource
 from jobs.predict import segmenter_spec
-from jobs.train import CHECKPOINT_FILE, TrainJob, train_segmenter
+from jobs.train import TrainJob, train_segmenter
 from tests.jobs.segmenters import NUM_IMAGES, make_run, tiny_config
 
 
@@ -74,8 +75,8 @@ def test_what_a_training_leaves_behind(undisturbed: TrainJob):
     assert history[0]["learning_rate"] == 1e-3
     assert history[-1]["loss"] < history[0]["loss"]
     names = folder.list()
-    assert "tensorboard/events.out.tfevents.00000000" in names
-    assert b"crop-label-prediction" in folder.read("tensorboard/events.out.tfevents.00000000")
+    assert "logs/events.out.tfevents.00000000" in names
+    assert b"crop-label-prediction" in folder.read("logs/events.out.tfevents.00000000")
     assert spec_from_json(folder.read("last/segmenter.json").decode()) == undisturbed.spec
     segmenter = load_segmenter(folder.child("last"), undisturbed.spec)
     assert not segmenter.training
