@@ -30,9 +30,10 @@ from fmwsss_core.proposals import WHOLE, ProposalSettings
 from fmwsss_core.records import maps_from_bytes
 from fmwsss_core.seeding import label_map_from_cam, seed_image
 from fmwsss_core.superpixels import Superpixels
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
 from jobs.evaluate import POWERS
 from jobs.methods import MAPS_COLUMN
+from jobs.run_file import load_config
 
 CHANGES = {
     "sams": {},

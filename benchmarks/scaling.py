@@ -32,7 +32,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.table import show, write_json
 from cluster.ledger import Run, part_name
 from cluster.replicas import MAPS_PAYLOAD
-from cluster.rows import map_rows, split_rows, start_rows, summary
+from cluster.rows import map_rows, start_rows, write_block
 from cluster.session import quiet_ray_data
 from cluster.shards import Operator, map_shards
 from cluster.storage import Folder
@@ -240,7 +240,8 @@ def growth(folder: Path, num_rows: int) -> dict[str, Any]:
     """A stage whose rows are only ids, through the ledger and Ray Data; and a second start that finds it all done."""
     run = Run(Folder(str(folder / f"growth-{num_rows}")))
     parts = [part_name(index) for index in range(-(-num_rows // 32))]
-    operators = [Operator(start_ids, {"num_rows": num_rows}, 0.5), Operator(write_ids, {"run": run}, 0.5)]
+    write = Operator(write_block, {"run": run, "stage": "ids", "schema": IDS}, 0.5)
+    operators = [Operator(start_ids, {"num_rows": num_rows}, 0.5), write]
     began_s = time.monotonic()
     with peak_memory() as peaks, contextlib.redirect_stdout(open(os.devnull, "w")):
         run_sharded(run, begin_stage(run, "ids", {}, []), parts, num_rows, operators)
@@ -264,13 +265,6 @@ def start_ids(block: pa.Table, num_rows: int) -> pa.Table:
     part = block["part"][0].as_py()
     first = 32 * int(part[5:10])
     return start_rows(part, [{"image_id": f"id-{i:07d}"} for i in range(first, min(first + 32, num_rows))], [])
-
-
-def write_ids(block: pa.Table, run: Run) -> pa.Table:
-    part = block["part"][0].as_py()
-    rows, failures = split_rows(block, IDS)
-    run.write_part("ids", part, rows, IDS, failures)
-    return summary(part, rows.num_rows, len(failures))
 
 
 def memory(folder: Path, num_images: int) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from fmwsss_core.segmenter.crops import CropSettings
 from fmwsss_core.segmenter.inference import probabilities
 from jobs.config import SegmenterSection
 from jobs.crops import CropBatch, CropSource
-from jobs.train import TrainJob, train_segmenter
+from jobs.segmenter_training import train_segmenter
+from jobs.train import TrainJob
 
 NUM_CLASSES = 21
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

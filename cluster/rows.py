@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.ledger import Run
 from fmwsss_core.records import FAILURES, failure_row
 
 SUMMARY = pa.schema([("part", pa.string()), ("num_rows", pa.int64()), ("num_failures", pa.int64())])
@@ -63,6 +64,26 @@ def split_rows(block: pa.Table, schema: pa.Schema) -> tuple[pa.Table, list[dict[
         for image_id, failure in zip(block["image_id"].to_pylist(), block["failure"].to_pylist(), strict=True)
     ]
     return block.filter(pa.array(good, pa.bool_())).select(schema.names).cast(schema), failures
+
+
+def write_block(block: pa.Table, run: Run, stage: str, schema: pa.Schema, png_column: str | None = None) -> pa.Table:
+    """The end of a stage: writes the part of a block and its failures, and returns its counts.
+
+    Args:
+        block: a table of `carried(...)` with the fields of `schema`.
+        run: the run folder.
+        stage: where the part goes.
+        schema: of the rows that are written.
+        png_column: of labels that are written as PNG files too, before the part: a part that is there is complete.
+    """
+    part = block["part"][0].as_py()
+    rows, failures = split_rows(block, schema)
+    if png_column:
+        names = rows["image_id"].to_pylist()
+        files = {f"png/{name}.png": data for name, data in zip(names, rows[png_column].to_pylist(), strict=True)}
+        run.folder.child(stage).write_many(files)
+    run.write_part(stage, part, rows, schema, failures)
+    return summary(part, rows.num_rows, len(failures))
 
 
 def summary(part: str, num_rows: int, num_failures: int) -> pa.Table:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow.fs
 import ray
-import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from cluster.storage import Folder
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_RESTARTS = 3
 
@@ -57,11 +57,24 @@ def plan_training(num_workers: int | tuple[int, int]) -> TrainPlan:
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Sums gradients over all workers, in one message; a parameter that this worker's share did not reach is zero."""
+    import torch
+
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
     torch.distributed.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+def sum_numbers(values: Sequence[float], num_workers: int, device: torch.device) -> list[float]:
+    """Sums numbers over all workers, in float64."""
+    import torch
+
+    if num_workers == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
 
 
 def train(
@@ -78,6 +91,9 @@ def train(
     Raises:
         TrainingError: the loop raised, or workers died more often than they are restarted.
     """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
     path, filesystem = _arrow_path(scratch)
     resources = {"GPU": 1.0, "CPU": plan.num_cpus} if plan.use_gpu else {"CPU": plan.num_cpus}
     trainer = TorchTrainer(

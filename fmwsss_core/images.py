@@ -6,7 +6,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 MIN_SIDE_PX = 8
@@ -62,6 +62,13 @@ def encode_label_png(labels: UInt8[np.ndarray, "height width"]) -> bytes:
     image.putpalette(PALETTE.tobytes())
     buffer = BytesIO()
     image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_grey_png(values: Float32[np.ndarray, "height width"]) -> bytes:
+    """Numbers from 0 to 1 as a grey PNG, 255 for 1."""
+    buffer = BytesIO()
+    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

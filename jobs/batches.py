@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
 
 from cluster.ledger import Run
 from cluster.shards import stream_shards
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.records import features_from_bytes
 from fmwsss_core.vocabulary import Vocabulary
-from jobs.encode import view_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmwsss_core.views import View
 
 WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory is bounded at any size of the data set
 ROWS_AT_ONCE = 16
@@ -111,6 +113,8 @@ class BatchSource:
                 begin = end
 
     def _batch(self, table: pa.Table) -> Batch:
+        import torch
+
         rows = table.to_pylist()
         crop_px = self.augment["crop_px"]
         present = torch.zeros(len(rows), len(self.vocabulary.classes), dtype=torch.bool)
@@ -128,6 +132,8 @@ class BatchSource:
 
 
 def _bytes(data: bytes) -> UInt8[Tensor, "_"]:
+    import torch
+
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
@@ -178,6 +184,17 @@ def _draw(source: BatchSource, row: dict[str, Any], number: int) -> dict[str, An
             drawn["view"] = view.of_image(image).numpy().tobytes()
         drawn["labels"] = view.of_labels(labels).numpy().tobytes() if labels is not None else None
     return drawn
+
+
+def view_of(
+    image_id: str, height_px: int, width_px: int, number: int, random_seed: int, augment: dict[str, Any]
+) -> View:
+    """View `number` of an image: a function of image, number and seed, not of who draws it or after what."""
+    from fmwsss_core.views import draw_view
+
+    key = int.from_bytes(image_id.encode(), "little")
+    generator = np.random.default_rng((random_seed, number, key))
+    return draw_view(height_px, width_px, generator, **augment)
 
 
 def count_rows(run: Run, parts: tuple[str, ...], stages: list[str]) -> tuple[int, ...]:

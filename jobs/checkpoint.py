@@ -6,10 +6,12 @@ No state of a random generator is kept: what is drawn depends on the run's seed,
 from __future__ import annotations
 
 import io
-
-import torch
+from typing import TYPE_CHECKING
 
 from cluster.storage import Folder
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT_FILE = "_checkpoint.pt"
 
@@ -22,6 +24,8 @@ def save(
     history: list[dict[str, float]],
 ) -> None:
     """Writes the checkpoint of a stage over the one before."""
+    import torch
+
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -51,4 +55,6 @@ def next_iteration(folder: Folder) -> int:
 
 
 def _read(folder: Folder) -> dict:
+    import torch
+
     return torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.config import load_config
+from jobs.run_file import load_config
 
 app = typer.Typer(
     no_args_is_help=True,

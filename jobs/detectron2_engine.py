@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
 """Engine `detectron2`: its registry, trainer, checkpointer, scheduler and evaluator around our network and crops.
 
-Imported only where it is chosen. Same crops, losses, schedule, weights and random numbers as engine `ray` (jobs/train).
+Imported only where it is chosen. Same crops, losses, schedule, weights and random numbers as engine `ray`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.inference import probabilities
 from fmwsss_core.segmenter.schedule import clip_gradients, make_optimizer, poly_factor
 from jobs.predict import BEST
-from jobs.train import TrainJob, finish, is_logged, log_entry, log_scalars, prepare, seed_step
+from jobs.segmenter_training import finish, is_logged, log_entry, log_scalars, prepare, seed_step
+from jobs.train import TrainJob
 
 CHECKPOINT_FILE = "_checkpoint_detectron2.pth"
 LATEST = "latest"

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 
 from cluster.ledger import Receipt, Run
 from cluster.models import load_clip
 from cluster.replicas import FeatureReplica
 from cluster.resources import plan_replicas
-from cluster.rows import map_rows, split_rows, start_rows, summary
+from cluster.rows import map_rows, start_rows, write_block
 from cluster.shards import Operator
 from cluster.storage import Folder
-from fmwsss_core.clip import FrozenClip
 from fmwsss_core.images import decode_rgb
 from fmwsss_core.records import features_bytes, features_schema, views_payload
-from fmwsss_core.views import View, draw_view
+from jobs.batches import view_of
 from jobs.config import LearnSection, RunConfig
 from jobs.decode import ENCODED_PAYLOAD
 from jobs.stage import StageError, begin_stage, run_sharded, upstream
+
+if TYPE_CHECKING:
+    from fmwsss_core.clip import FrozenClip
 
 Which = Literal["classification", "segmentation"]
 
@@ -84,22 +85,13 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
         "precision": section.precision,
         "stage": stage,
     }
-    write_arguments = {"run": run, "stage": stage, "num_views": section.cached_views}
+    write_arguments = {"run": run, "stage": stage, "schema": features_schema(section.cached_views)}
     operators = [
         Operator(view_shard, view_arguments, num_cpus=plan.helper_cpus),
         plan.operator(FeatureReplica, replica_arguments),
-        Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
+        Operator(write_block, write_arguments, num_cpus=plan.helper_cpus),
     ]
     return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
-
-
-def view_of(
-    image_id: str, height_px: int, width_px: int, number: int, random_seed: int, augment: dict[str, Any]
-) -> View:
-    """View `number` of an image: a function of image, number and seed, not of who draws it or after what."""
-    key = int.from_bytes(image_id.encode(), "little")
-    generator = np.random.default_rng((random_seed, number, key))
-    return draw_view(height_px, width_px, generator, **augment)
 
 
 def view_shard(
@@ -119,14 +111,6 @@ def view_shard(
         return {"height_px": height_px, "width_px": width_px, **pixels}
 
     return map_rows(start_rows(part, table.to_pylist(), ENCODED_PAYLOAD), draw, views_payload(num_views), stage)
-
-
-def write_shard(block: pa.Table, run: Run, stage: str, num_views: int) -> pa.Table:
-    """The features of one shard in, its part and failures written, its counts out."""
-    part = block["part"][0].as_py()
-    rows, failures = split_rows(block, features_schema(num_views))
-    run.write_part(stage, part, rows, features_schema(num_views), failures)
-    return summary(part, rows.num_rows, len(failures))
 
 
 def shapes_of(clip: FrozenClip, section: LearnSection) -> list[tuple[int, int]]:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.ledger import Run
-from jobs.config import RunConfig, check_config
+from jobs.config import RunConfig
+from jobs.run_file import check_config
 
 LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
 

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from ray.train import get_context
-
-from cluster.events import EventLog, peak_memory_bytes
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
-from cluster.replicas import use_threads, uses_bfloat16
 from cluster.storage import Folder
-from cluster.training import plan_training, sum_gradients, train
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.last_block import LastBlock, MapProduct
-from fmwsss_core.learning import PromptLoss, learning_rate, make_optimizer, prompt_loss, share_of
-from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.vocabulary import Vocabulary
+from cluster.training import plan_training, train
 from jobs import checkpoint
-from jobs.batches import Batch, BatchSource, count_rows
+from jobs.batches import BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
-from jobs.examples import load_examples
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
 HISTORY_FILE = "history.json"
 SNAPSHOTS = "snapshots/"
-NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
 
 
 @dataclass(frozen=True)
@@ -153,7 +138,7 @@ def run(
         seed_stage = renewal.make(begin) if renewal else source.seed_stage
         part = replace(job, stop=stop, source=replace(source, seed_stage=seed_stage))
         with StageProgress(stage, num_iterations, "iterations", done=begin) as progress, watch_board(progress) as board:
-            train(train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
+            train(_train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
         if renewal and seed_stage:
             renewal.drop(seed_stage)
     folder.delete([checkpoint.CHECKPOINT_FILE])
@@ -179,136 +164,11 @@ def snapshot_file(iteration: int) -> str:
     return f"{SNAPSHOTS}{iteration:08d}.safetensors"
 
 
-def train_loop(settings: dict[str, Any]) -> None:
-    """What every worker runs: its share of each batch, gradients averaged, the same step everywhere."""
-    job: LearnJob = settings["job"]
-    section = job.section
-    use_threads(job.num_threads)
-    rank, num_workers = get_context().get_world_rank(), get_context().get_world_size()
-    clip = load_clip(job.clip)
-    learner = make_learner(clip, job.source.vocabulary, section, job.random_seed)
-    optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
-    folder = job.run.folder.child(job.stage)
-    first, history = checkpoint.restore(folder, learner, optimizer)
-    witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
-    last_saved_s = time.monotonic()
-    batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
-    for iteration, batch in enumerate(batches, start=first):
-        if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
-            folder.write(snapshot_file(iteration), learner.to_bytes())
-        rate = learning_rate(
-            iteration,
-            job.num_iterations,
-            section.learning_rate,
-            section.warmup_iterations,
-            section.warmup_learning_rate,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss = batch_loss(clip, learner, batch, section)
-        num_pairs, num_pixels = _sum_over_workers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
-        classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
-        cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
-        (classification + section.cam_loss_weight * cam).backward()
-        if num_workers > 1:
-            sum_gradients(list(learner.parameters()))
-        optimizer.step()
-        of_logits, of_maps = _sum_over_workers([float(classification), float(cam)], num_workers, clip.device)
-        total = of_logits + section.cam_loss_weight * of_maps
-        if not math.isfinite(total):
-            raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate")
-        if witness is None:
-            continue
-        entry = {
-            "iteration": iteration,
-            "learning_rate": rate,
-            "loss": total,
-            "classification": of_logits,
-            "cam": of_maps,
-        }
-        history.append(entry | witness.step(iteration, entry))
-        if time.monotonic() - last_saved_s > job.checkpoint_every_s:
-            last_saved_s = time.monotonic()
-            checkpoint.save(folder, learner, optimizer, iteration + 1, history)
-    if witness is not None:
-        witness.close()
-        if job.stop < job.num_iterations:
-            checkpoint.save(folder, learner, optimizer, job.stop, history)
-            return
-        folder.write(HISTORY_FILE, json.dumps(history).encode())
-        folder.write(PROMPTS_FILE, learner.to_bytes())
+def _train_loop(settings: dict[str, Any]) -> None:
+    # torch and CLIP are for the workers alone: a driver starts without them.
+    from jobs.prompt_training import train_loop
 
-
-def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection, random_seed: int) -> PromptLearner:
-    """The prompts that a section of the run file describes, before they have learned anything."""
-    return PromptLearner(
-        clip, vocabulary, context=section.context, name_position=section.name_position,
-        num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
-        num_backgrounds=section.num_backgrounds, seed=random_seed,
-    ).to(clip.device)  # fmt: skip
-
-
-def batch_loss(clip: FrozenClip, learner: PromptLearner, batch: Batch, section: LearnSection) -> PromptLoss:
-    """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product."""
-    side = -(-section.augment.crop_px // clip.patch_size)
-    is_half = uses_bfloat16(section.precision, clip.device.type)
-    block: LastBlock | MapProduct
-    if batch.images is not None:
-        with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-            features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)), with_attention=False)
-        block = clip.last_block(features.last_block_input.float())
-    else:
-        arrays = [array.to(clip.device) for array in batch.features]
-        block = clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
-    with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-        foreground, background = learner()
-    return prompt_loss(
-        block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
-        batch.labels.to(clip.device) if batch.labels is not None else None,
-        classification_loss=section.classification_loss, cam_loss=section.cam_loss,
-    )  # fmt: skip
-
-
-class _Witness:
-    """Tells of the first worker's progress: a board for the bar, TensorBoard, and looks at example maps."""
-
-    def __init__(self, job: LearnJob, clip: FrozenClip, learner: PromptLearner, board: Any, first: int) -> None:
-        self.job, self.clip, self.learner, self.board = job, clip, learner, board
-        self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s)
-        part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
-        self.examples = load_examples(job.run, part, job.source.vocabulary, clip)
-        self.look_every = max(1, job.num_iterations // NUM_LOOKS)
-        self.started_s, self.first = time.monotonic(), first
-        board.set.remote(first, "")
-
-    def step(self, iteration: int, entry: dict[str, float]) -> dict[str, float]:
-        """After a step; returns what a look at the examples found, on the iterations that have one."""
-        seconds = max(time.monotonic() - self.started_s, 1e-9)
-        speed = (iteration + 1 - self.first) * self.job.source.rows_per_batch / seconds
-        scalars = {**entry, "images_per_s": speed, "peak_memory_bytes": peak_memory_bytes(self.clip.device.type)}
-        scalars.pop("iteration")
-        found: dict[str, float] = {}
-        if (iteration + 1) % self.look_every == 0 or iteration + 1 == self.job.num_iterations:
-            with torch.no_grad():
-                strip, agreement = self.examples.look(*self.learner())
-            self.log.picture(iteration, "class_maps", strip)
-            found = {} if agreement is None else {"agreement": agreement}
-        self.log.scalars(iteration, {**scalars, **found})
-        self.board.set.remote(iteration + 1, f"loss {entry['loss']:.3f}, {speed:.0f} images/s")
-        return found
-
-    def close(self) -> None:
-        """Writes what is left of the log."""
-        self.log.save()
-
-
-def _sum_over_workers(values: list[float], num_workers: int, device: torch.device) -> list[float]:
-    if num_workers == 1:
-        return values
-    summed = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(summed)
-    return summed.tolist()
+    train_loop(settings)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,17 @@ from collections.abc import Callable
 
 import torch
 
+from cluster.ledger import PROMPTS_FILE
 from cluster.models import ModelSpec, load_clip, pick_device
 from cluster.replicas import use_threads
 from cluster.segmenters import SegmenterSpec, new_segmenter
+from cluster.storage import Folder
 from fmwsss_core.segmenter.schedule import backward
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.batches import Batch
 from jobs.config import LearnSection, SegmenterSection
 from jobs.encode import shapes_of
-from jobs.learn import batch_loss, make_learner
+from jobs.prompt_training import batch_loss, make_learner
 
 
 def learning_step_s(
@@ -36,6 +38,11 @@ def learning_step_s(
         (loss.classification + section.cam_loss_weight * loss.cam).backward()
 
     return _second_time_s(step)
+
+
+def write_initial_prompts(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, folder: Folder) -> None:
+    """Prompts as they are before the first step, in place of learned ones."""
+    folder.write(PROMPTS_FILE, make_learner(load_clip(spec), vocabulary, section, random_seed=0).to_bytes())
 
 
 def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: int, num_threads: int) -> float:

@@ -1,7 +1,8 @@
 """`fmwsss plan RUN_FILE`: whether a run can succeed, and what it will take, before it is begun.
 
-A few images go through the real stages, in a folder inside the run's own that is deleted afterwards; everything that is
-printed about time and bytes was measured on them, on the machines that are there now.
+A few images go through the real stages, in a folder inside the run's own that is deleted afterwards, and a step of each
+kind of learning is taken; everything that is printed about time and bytes was measured so, on the machines that are
+there now.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from cluster.ledger import Run
+from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.models import ModelSpec, check
 from cluster.resources import plan_replicas
 from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
 from fmwsss_core.vocabulary import Vocabulary
-from jobs import ingest, learn, propose, seed
+from jobs import ingest, propose, seed
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
-from jobs.measure import learning_step_s, training_step_s
 from jobs.predict import segmenter_spec
+from jobs.stage import begin_stage, finish_stage
 
 NUM_DECODED = 64  # images that are read and decoded
 NUM_EXAMPLES = 5  # of what is wrong, that are named
@@ -219,17 +220,13 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
     parent = Folder(config.run)
     is_new = parent.is_local and not Path(parent.url).exists()
     trial = Run(parent.child(f"_plan/{uuid.uuid4().hex}"))
-    print(f"     {num_images} images go through every stage, to be measured ...", flush=True)
+    print(f"     {num_images} images go through the stages, to be measured ...", flush=True)
     small = _small(config, num_images, trial.folder.url)
     try:
-        receipts = {
-            "images": ingest.run(small, trial),
-            "superpixels": propose.run(small, trial),
-            "prompts/classification": learn.run(small, trial, "classification"),
-            "seeds/coarse": seed.run(small, trial, "coarse"),
-            "prompts/segmentation": learn.run(small, trial, "segmentation"),
-            "seeds/fine": seed.run(small, trial, "fine"),
-        }
+        receipts = {"images": ingest.run(small, trial), "superpixels": propose.run(small, trial)}
+        for which, seeds in (("classification", "coarse"), ("segmentation", "fine")):
+            receipts[f"prompts/{which}"] = _write_prompts(small, trial, f"prompts/{which}")
+            receipts[f"seeds/{seeds}"] = seed.run(small, trial, seeds)
         events = trial.timeline()
         plans = []
         for stage, receipt in receipts.items():
@@ -251,21 +248,42 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
     data = config.dataset
     limit = "num_images" if data.kind == "toy" else "max_images"
     num_images = min(num_images, getattr(data, limit) or num_images)
-    learning = {
-        name: getattr(config.learn, name).model_copy(
-            update={"epochs": None, "iterations": 1, "warmup_iterations": 0, "cache": None}
-        )
-        for name in ("classification", "segmentation")
-    }
     changes = {
         "run": url,
         "shard_rows": 1,
         "max_failures": 1.0,
         "dataset": data.model_copy(update={limit: num_images}),
-        "learn": config.learn.model_copy(update=learning),
         "segmenter": None,
     }
     return config.model_copy(update=changes)
+
+
+def _write_prompts(config: RunConfig, run: Run, stage: str) -> Receipt:
+    """Prompts before they have learned anything: seeds take as long with these. A step of learning is measured apart."""
+    started = begin_stage(run, stage, {}, [])
+    section = getattr(config.learn, stage.rpartition("/")[2])
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, run.folder.child(stage))
+    ray.get(ray.remote(_initial_prompts).options(num_cpus=0.5).remote(*arguments))
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
+
+
+# In workers, where torch is: a driver starts without it.
+def _initial_prompts(*arguments: Any) -> None:
+    from jobs.measure import write_initial_prompts
+
+    write_initial_prompts(*arguments)
+
+
+def _learning_step_s(*arguments: Any) -> float:
+    from jobs.measure import learning_step_s
+
+    return learning_step_s(*arguments)
+
+
+def _training_step_s(*arguments: Any) -> float:
+    from jobs.measure import training_step_s
+
+    return training_step_s(*arguments)
 
 
 def _seconds_an_image(events: list[dict[str, Any]]) -> dict[str, float]:
@@ -312,14 +330,16 @@ def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
     num_steps = section.num_iterations(max(1, num_images // section.batch_size))
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
-    return _plan_steps(config, stage, learning_step_s, arguments, num_steps, section.batch_size, num_images)
+    return _plan_steps(config, stage, _learning_step_s, arguments, num_steps, section.batch_size, num_images)
 
 
 def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
     section = config.segmenter
     assert section
     spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
-    return _plan_steps(config, "segmenter", training_step_s, (spec, section), num_steps, section.batch_size, num_images)
+    return _plan_steps(
+        config, "segmenter", _training_step_s, (spec, section), num_steps, section.batch_size, num_images
+    )
 
 
 def _plan_steps(

@@ -10,12 +10,11 @@ import re
 import tarfile
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from cluster.ledger import Receipt, Run
 from cluster.resources import plan_replicas
-from cluster.rows import split_rows, summary
+from cluster.rows import write_block
 from cluster.segmenters import SegmenterReplica, SegmenterSpec
 from cluster.shards import Operator
 from cluster.storage import Folder
@@ -187,24 +186,14 @@ def predict_images(
         "restrict": restrict,
         "stage": stage,
     }
+    png_column = "labels" if section.png else None
+    write_arguments = {"run": run, "stage": stage, "schema": PREDICTIONS, "png_column": png_column}
     operators = [
         Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
         plan.operator(SegmenterReplica, arguments),
-        Operator(write_shard, {"run": run, "stage": stage, "png": section.png}, num_cpus=plan.helper_cpus),
+        Operator(write_block, write_arguments, num_cpus=plan.helper_cpus),
     ]
     return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
-
-
-def write_shard(block: pa.Table, run: Run, stage: str, png: bool) -> pa.Table:
-    """The predictions of one shard in, its part, PNGs and failures written, its counts out."""
-    part = block["part"][0].as_py()
-    rows, failures = split_rows(block, PREDICTIONS)
-    if png:
-        names = rows["image_id"].to_pylist()
-        files = {f"png/{name}.png": data for name, data in zip(names, rows["labels"].to_pylist(), strict=True)}
-        run.folder.child(stage).write_many(files)
-    run.write_part(stage, part, rows, PREDICTIONS, failures)
-    return summary(part, rows.num_rows, len(failures))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from cluster.ledger import Receipt, Run
 from cluster.resources import plan_replicas
-from cluster.rows import map_rows, split_rows, start_rows, summary
+from cluster.rows import map_rows, start_rows, write_block
 from cluster.shards import Operator
-from fmwsss_core.images import decode_label_png, decode_rgb, encode_label_png
+from fmwsss_core.images import decode_label_png, decode_rgb, encode_grey_png, encode_label_png
 from fmwsss_core.records import PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
 from fmwsss_core.segmenter.refinement import refine_by_crf, refine_labels
 from fmwsss_core.vocabulary import Vocabulary
@@ -76,13 +74,7 @@ def refine_shard(
         REFINED_PAYLOAD,
         stage,
     )
-    rows, failures = split_rows(refined, REFINED)
-    if png:
-        names = rows["image_id"].to_pylist()
-        files = {f"png/{name}.png": data for name, data in zip(names, rows["labels"].to_pylist(), strict=True)}
-        run.folder.child(stage).write_many(files)
-    run.write_part(stage, part, rows, REFINED, failures)
-    return summary(part, rows.num_rows, len(failures))
+    return write_block(refined, run, stage, REFINED, png_column="labels" if png else None)
 
 
 def _refined_row(row: dict[str, Any], other: dict[str, Any], vocabulary: Vocabulary, alpha: float) -> dict[str, Any]:
@@ -101,14 +93,12 @@ def _refined_row(row: dict[str, Any], other: dict[str, Any], vocabulary: Vocabul
             "superpixel_class": seed.superpixel_class,
             "scores": seed.scores.reshape(-1),
         }
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(confidence * 255).astype(np.uint8)).save(buffer, "PNG")
     return {
         "height_px": row["height_px"],
         "width_px": row["width_px"],
         "labels": encode_label_png(labels),
         "classes": [vocabulary.classes[index - 1] for index in indices if np.any(labels == index)],
-        "confidence": buffer.getvalue(),
+        "confidence": encode_grey_png(confidence),
         "mean_confidence": float(confidence.mean(dtype=np.float64)),
         **of_superpixels,
     }

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.replicas import ClipReplica
 from cluster.resources import plan_replicas
-from cluster.rows import map_rows, split_rows, summary
+from cluster.rows import map_rows, write_block
 from cluster.shards import Operator
-from fmwsss_core.images import encode_label_png
+from fmwsss_core.images import encode_grey_png, encode_label_png
 from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.config import RunConfig, SeedSection
@@ -121,13 +119,7 @@ def write_shard(
         SEEDS_PAYLOAD,
         stage,
     )
-    rows, failures = split_rows(seeded, SEEDS)
-    if png:
-        names = rows["image_id"].to_pylist()
-        files = {f"png/{name}.png": data for name, data in zip(names, rows["seed"].to_pylist(), strict=True)}
-        run.folder.child(stage).write_many(files)
-    run.write_part(stage, part, rows, SEEDS, failures)
-    return summary(part, rows.num_rows, len(failures))
+    return write_block(seeded, run, stage, SEEDS, png_column="seed" if png else None)
 
 
 def _seed_row(
@@ -147,17 +139,11 @@ def _seed_row(
         "seed": encode_label_png(seed.labels),
         "superpixel_class": seed.superpixel_class,
         "scores": seed.scores.reshape(-1),
-        "confidence": _grey_png(seed.confidence) if with_confidence else None,
+        "confidence": encode_grey_png(seed.confidence) if with_confidence else None,
         "mean_confidence": float(seed.confidence.mean(dtype=np.float64)),
         "coverage": float(seed.coverage),
         "missing": [vocabulary.classes[index - 1] for index in seed.missing],
     }
-
-
-def _grey_png(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from cluster.shards import Operator
 from cluster.storage import Folder
 from jobs import ingest, propose, seed
 from jobs.cli import _told_in_lines
-from jobs.config import RunConfig, SeedSection, load_config
+from jobs.config import RunConfig, SeedSection
 from jobs.decode import decode_shard
+from jobs.run_file import load_config
 from jobs.stage import begin_stage, run_sharded
 from tests.faults import DEMO
 

@@ -83,9 +83,23 @@ def test_three_nodes_give_the_same_bytes(undisturbed: str, tmp_path: Path) -> No
     assert figures(str(tmp_path / "run")) == figures(undisturbed)
 
 
+def kill_in(stage: str, run: str) -> None:
+    """Starts a run and kills its driver as soon as a stage has begun."""
+    process = subprocess.Popen(command(run), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not Folder(run).exists(f"{stage}/_inputs.json"):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert Run(Folder(run)).receipt(stage) is None
+
+
 @pytest.mark.timeout(900)
-def test_s3_gets_the_same_bytes(undisturbed: str, s3_url: str) -> None:
+def test_s3_gets_the_same_bytes_though_the_driver_is_killed(undisturbed: str, s3_url: str) -> None:
     run = f"{s3_url}/pipeline"
+    kill_in("seeds/fine", run)
     result = fmwsss(run)
     assert result.returncode == 0, result.stderr
     assert outputs(run) == outputs(undisturbed)
@@ -96,22 +110,15 @@ def test_s3_gets_the_same_bytes(undisturbed: str, s3_url: str) -> None:
     assert secret.decode() not in result.stdout + result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("killed_in", [pytest.param("superpixels", marks=pytest.mark.long), "seeds/fine"])
-def test_a_killed_driver_goes_on_with_the_same_bytes(undisturbed: str, tmp_path: Path, killed_in: str) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(command(str(run)), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not (run / killed_in / "_inputs.json").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert Run(Folder(str(run))).receipt(killed_in) is None
-    result = fmwsss(str(run))
+@pytest.mark.parametrize("stage", ["superpixels", "prompts/classification"])
+def test_a_killed_driver_goes_on_with_the_same_bytes(undisturbed: str, tmp_path: Path, stage: str) -> None:
+    run = str(tmp_path / "run")
+    kill_in(stage, run)
+    result = fmwsss(run)
     assert result.returncode == 0, result.stderr
-    assert outputs(str(run)) == outputs(undisturbed)
+    assert outputs(run) == outputs(undisturbed)
 
 
 def test_bad_images_are_rows_and_the_others_come_through(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import pytest
 import ray
 import yaml
 
-from jobs.config import load_config
+from jobs.run_file import load_config
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -30,9 +29,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A head with a dashboard, token authentication on: its address for jobs, and the environment of a client."""
+    tmp_path = tmp_path_factory.mktemp("head")
     (tmp_path / "token").write_text("a" * 64)
     (tmp_path / "token").chmod(0o600)
     environment = {
@@ -60,9 +60,8 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
 

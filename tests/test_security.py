@@ -23,8 +23,8 @@ from cluster.storage import Folder
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import custom_vocabulary
 from jobs.checkpoint import CHECKPOINT_FILE, restore
-from jobs.config import ConfigError, load_config
 from jobs.failures import config_of
+from jobs.run_file import ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "demo.yaml")

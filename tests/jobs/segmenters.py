@@ -10,7 +10,8 @@ from cluster.storage import Folder
 from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import IMAGES, SEEDS
 from fmwsss_core.toy.world import draw_scene
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
+from jobs.run_file import load_config
 from jobs.stage import StartedStage, finish_stage
 from tests.pictures import png
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError, load_config
+from jobs.run_file import ConfigError, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

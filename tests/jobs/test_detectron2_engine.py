@@ -12,7 +12,8 @@ import torch
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.metrics import confusion_matrix, mean_iou
 from fmwsss_core.segmenter.inference import probabilities
-from jobs.train import TrainJob, train_segmenter
+from jobs.segmenter_training import train_segmenter
+from jobs.train import TrainJob
 from tests.jobs.segmenters import make_run, tiny_config
 from tests.jobs.test_train import PowerCutError, make_board, make_job, weights_of
 

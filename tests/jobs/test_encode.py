@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import Folder
-from jobs.config import RunConfig, load_config
-from jobs.encode import demand_space, stages, view_of
+from jobs.batches import view_of
+from jobs.config import RunConfig
+from jobs.encode import demand_space, stages
+from jobs.run_file import load_config
 from jobs.stage import StageError
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")

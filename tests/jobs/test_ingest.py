@@ -18,9 +18,10 @@ from fmwsss_core.records import IMAGES
 from fmwsss_core.toy.world import draw_scene
 from fmwsss_core.vocabulary import VOC12, custom_vocabulary
 from jobs import ingest
-from jobs.config import ImageLimits, RunConfig, load_config
+from jobs.config import ImageLimits, RunConfig
 from jobs.datasets import DatasetError
 from jobs.failures import forget
+from jobs.run_file import load_config
 from jobs.stage import StageError
 from tests.fmwsss_core.test_images import png_header
 from tests.pictures import encoded, png

@@ -17,11 +17,13 @@ from safetensors.numpy import load
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from cluster.ledger import Run
+from cluster.models import load_clip
 from cluster.session import session
 from cluster.storage import Folder
 from jobs import pipeline
-from jobs.config import load_config
 from jobs.learn import HISTORY_FILE, snapshots
+from jobs.prompt_training import make_learner
+from jobs.run_file import load_config
 from jobs.stage import StageError
 from jobs.words import show
 
@@ -62,10 +64,10 @@ def test_two_workers_learn_what_one_learns(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["input", pytest.param("product", marks=pytest.mark.long)])
 def test_as_many_cached_views_as_epochs_are_no_cache_at_all(alone: Path, tmp_path: Path, kind: str, capsys) -> None:
     cached = learn(tmp_path, f"learn.classification.cache={kind}", "learn.classification.cached_views=2")
-    initial = learn(
-        tmp_path / "none", "learn.classification.learning_rate=1e-30", "learn.classification.weight_decay=0"
-    )
-    moved = np.abs(learned(alone) - initial).max()
+    config = load_config(DEMO)
+    clip, section = load_clip(config.clip.spec()), config.learn.classification
+    learner = make_learner(clip, config.resolve_vocabulary(), section, config.random_seed)
+    moved = np.abs(learned(alone) - learner.context.detach().numpy()).max()
     assert moved > 1e-4
     # The views are the same; what is left is float16.
     assert np.abs(learned(alone) - cached).max() < 0.01 * moved

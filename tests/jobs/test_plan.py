@@ -11,7 +11,8 @@ import pytest
 
 from cluster.storage import Folder
 from jobs import plan
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
+from jobs.run_file import load_config
 from tests.pictures import png
 
 ROOT = Path(__file__).parents[2]

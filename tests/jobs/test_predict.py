@@ -51,7 +51,7 @@ def make_photos(folder: Path, truth: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_two_workers_train_what_one_does(trained: Path, tmp_path: Path):
-    from jobs.train import train_segmenter
+    from jobs.segmenter_training import train_segmenter
     from tests.jobs.segmenters import tiny_config
     from tests.jobs.test_train import make_board, make_job
 

@@ -21,7 +21,8 @@ from jobs.checkpoint import CHECKPOINT_FILE
 from jobs.config import RunConfig
 from jobs.crops import CropSource
 from jobs.predict import segmenter_spec
-from jobs.train import TrainJob, train_segmenter
+from jobs.segmenter_training import train_segmenter
+from jobs.train import TrainJob
 from tests.jobs.segmenters import NUM_IMAGES, make_run, tiny_config
 
 

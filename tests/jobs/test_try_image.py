@@ -18,7 +18,7 @@ def test_one_png_and_no_ray(tmp_path: Path):
     scene = draw_scene(5)
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
     program = (
-        "import sys; from jobs.config import load_config; from jobs.try_image import run; "
+        "import sys; from jobs.run_file import load_config; from jobs.try_image import run; "
         f"config = load_config('configs/demo.yaml', ['run={tmp_path}/none', 'propose.points_per_side=6']); "
         f"print(*run(config, '{tmp_path}/scene.png', {list(scene.classes)!r}, '{tmp_path}/out.png'), sep='\\n'); "
         "assert 'ray' not in sys.modules"

@@ -1,0 +1,155 @@
+"""What the workers of a training do (engine `ray`); the engine `detectron2` takes from it what both do the same way."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from ray.train import get_context
+
+from cluster.events import EventLog
+from cluster.models import pick_device
+from cluster.replicas import use_threads
+from cluster.segmenters import new_segmenter, segmenter_files
+from cluster.training import sum_gradients
+from fmwsss_core.segmenter.base import Segmenter
+from fmwsss_core.segmenter.schedule import backward, clip_gradients, make_optimizer, poly_factor, set_rates
+from jobs import checkpoint
+from jobs.predict import BEST, LAST
+from jobs.train import TrainJob
+from jobs.watch import pictures, validation_miou
+
+HISTORY_FILE = "history.json"
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Engine `ray`: what every worker of the Ray job runs."""
+    train_segmenter(settings["job"], settings["board"], get_context().get_world_rank(), get_context().get_world_size())
+
+
+def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> None:
+    """One worker's part of a training: its share of each batch, gradients summed, the same step everywhere.
+
+    Args:
+        job: what to train, on what; a checkpoint in its stage is gone on from.
+        board: where the first worker tells its progress (`cluster.progress.Board`).
+        rank: of this worker.
+        num_workers: in torch's process group, which is there if there is more than one.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    section = job.section
+    use_threads(job.num_threads)
+    device = torch.device(pick_device())
+    segmenter = prepare(new_segmenter(job.spec).to(device), num_workers)
+    optimizer = make_optimizer(
+        segmenter, section.optimizer, section.learning_rate, section.weight_decay, section.backbone_multiplier
+    )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    folder = job.run.folder.child(job.stage)
+    first, history = checkpoint.restore(folder, segmenter, optimizer)
+    board.set.remote(first, "")
+
+    def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
+        if num_workers > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    last_saved_s = time.monotonic()
+    log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
+    batches = job.source.batches(first, job.num_iterations, job.per_epoch, rank, num_workers)
+    for iteration, batch in enumerate(batches, start=first):
+        set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
+        seed_step(job.random_seed, iteration, rank)
+        optimizer.zero_grad()
+        images, labels = batch.images.to(device), batch.labels.to(device)
+        weights = batch.weights.to(device) if batch.weights is not None else None
+        parts = backward(
+            segmenter, images, labels, weights, batch.random_seeds, section.micro_batches, job.precision,
+            sum_over_workers,
+        )  # fmt: skip
+        if num_workers > 1:
+            sum_gradients(parameters)
+        clip_gradients(parameters, section.clip_norm)
+        optimizer.step()
+        done = iteration + 1
+        if is_logged(iteration, job.num_iterations):
+            losses = sum_over_workers(torch.stack([*parts.values()])).tolist()
+            entry = log_entry(job, iteration, dict(zip(parts, losses, strict=True)))
+            if log:
+                history.append(entry)
+                log_scalars(log, entry)
+                board.set.remote(done, f"loss {entry['loss']:.3f}")
+        if log is None:
+            continue
+        if done % section.preview_every == 0 or done == job.num_iterations:
+            log.picture(done, "crop-label-prediction", pictures(segmenter, batch))
+        _validate(job, segmenter, done, history, log)
+        if time.monotonic() - last_saved_s > job.checkpoint_every_s:
+            last_saved_s = time.monotonic()
+            checkpoint.save(folder, segmenter, optimizer, done, history)
+    if log:
+        log.save()
+        finish(job, segmenter, history)
+
+
+def prepare(segmenter: Segmenter, num_workers: int) -> Segmenter:
+    """In training mode; with several workers on GPUs, batch norms see the whole batch."""
+    if num_workers > 1 and next(segmenter.parameters()).is_cuda:
+        converted: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        return converted.train()
+    return segmenter.train()
+
+
+def seed_step(random_seed: int, iteration: int, rank: int) -> None:
+    """What layers draw at random in one step (dropout, drop path) depends on nothing that came before."""
+    torch.manual_seed(np.random.SeedSequence((random_seed, iteration, rank)).generate_state(1)[0].item())
+
+
+def is_logged(iteration: int, num_iterations: int) -> bool:
+    """Whether the loss of an iteration is written down: of all the first, later about a thousand, and the last."""
+    return iteration < 100 or iteration % max(1, num_iterations // 1000) == 0 or iteration + 1 == num_iterations
+
+
+def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[str, float]:
+    """One line of the history.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    total = sum(parts.values())
+    if not math.isfinite(total):
+        raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower segmenter.learning_rate")
+    factor = poly_factor(iteration, job.num_iterations, job.section.power, job.section.warmup_iterations)
+    return {"iteration": iteration, "learning_rate": job.section.learning_rate * factor, "loss": total, **parts}
+
+
+def log_scalars(log: EventLog, entry: dict[str, float]) -> None:
+    """One line of the history as TensorBoard has it: after how many iterations."""
+    log.scalars(int(entry["iteration"]) + 1, {name: value for name, value in entry.items() if name != "iteration"})
+
+
+def finish(job: TrainJob, segmenter: Segmenter, history: list[dict[str, float]]) -> None:
+    """Writes the trained segmenter and the history of its loss."""
+    folder = job.run.folder.child(job.stage)
+    folder.write(HISTORY_FILE, json.dumps(history).encode())
+    folder.child(LAST).write_many(segmenter_files(segmenter, job.spec))
+
+
+def _validate(job: TrainJob, segmenter: Segmenter, done: int, history: list[dict[str, float]], log: EventLog) -> None:
+    every = job.section.validate_every
+    if not every or job.validation is None or (done % every and done != job.num_iterations):
+        return
+    miou = validation_miou(segmenter, job.validation, job.spec.short_side_px)
+    segmenter.train()
+    log.scalars(done, {"validation_miou": miou})
+    best = max((entry.get("validation_miou", -1.0) for entry in history), default=-1.0)
+    if history:
+        history[-1]["validation_miou"] = miou
+    if miou > best:
+        job.run.folder.child(job.stage).child(BEST).write_many(segmenter_files(segmenter, job.spec))
