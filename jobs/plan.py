@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from rich.console import Console
@@ -224,9 +224,11 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
     small = _small(config, num_images, trial.folder.url)
     try:
         receipts = {"images": ingest.run(small, trial), "superpixels": propose.run(small, trial)}
-        for which, seeds in (("classification", "coarse"), ("segmentation", "fine")):
-            receipts[f"prompts/{which}"] = _write_prompts(small, trial, f"prompts/{which}")
-            receipts[f"seeds/{seeds}"] = seed.run(small, trial, seeds)
+        seeds: tuple[Literal["coarse", "fine"], ...] = ("coarse", "fine")
+        for which in seeds:
+            prompts = seed.PROMPTS_OF[which]
+            receipts[prompts] = _write_prompts(small, trial, prompts)
+            receipts[f"seeds/{which}"] = seed.run(small, trial, which)
         events = trial.timeline()
         plans = []
         for stage, receipt in receipts.items():
@@ -259,11 +261,12 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
 
 
 def _write_prompts(config: RunConfig, run: Run, stage: str) -> Receipt:
-    """Prompts before they have learned anything: seeds take as long with these. A step of learning is measured apart."""
+    """Prompts that have learned nothing yet: seeds take as long with them, and learning is measured by its step."""
     started = begin_stage(run, stage, {}, [])
     section = getattr(config.learn, stage.rpartition("/")[2])
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section, run.folder.child(stage))
-    ray.get(ray.remote(_initial_prompts).options(num_cpus=0.5).remote(*arguments))
+    work: Any = ray.remote(_initial_prompts).options(num_cpus=0.5)
+    ray.get(work.remote(*arguments))
     return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
 
 

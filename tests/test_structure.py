@@ -56,15 +56,15 @@ def test_every_module_has_a_caller() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "jobs.propose",
-        "jobs.seed",
+        "jobs.pipeline",
+        "jobs.cli",
         "fmwsss_core.superpixels",
         "fmwsss_core.seeding",
         "fmwsss_core.images",
-        "jobs.config",
+        "jobs.decode",
     ],
 )
-def test_cpu_workers_need_no_torch(module: str) -> None:
+def test_drivers_and_cpu_workers_need_no_torch(module: str) -> None:
     import subprocess
     import sys
 
