@@ -112,17 +112,18 @@ class FrozenClip(nn.Module):
         return self._visual.class_embedding.device
 
     def preprocess(
-        self, images: UInt8[Tensor, "batch 3 height width"]
+        self, images: UInt8[Tensor, "batch 3 height width"], scale: float = 1.0
     ) -> Float[Tensor, "batch 3 padded_height padded_width"]:
         """Bicubic resize of each side to the next multiple of the patch size, then the CLIP's mean and deviation (M2).
 
-        Images of different sizes are the caller's to group: one call takes one size.
+        Images of different sizes are the caller's to group: one call takes one size. With a `scale` there are about
+        so many times as many patches on each side.
         """
         patch = self.patch_size
-        height, width = (-(-side // patch) * patch for side in images.shape[-2:])
+        height, width = (max(1, round(-(-side // patch) * scale)) * patch for side in images.shape[-2:])
         pixels = images.to(self.device, self._visual.class_embedding.dtype) / 255
         if (height, width) != tuple(images.shape[-2:]):
-            # antialias does nothing to an enlargement but choose PIL's kernel (a = -0.5), which CLIP was trained with.
+            # Of an enlargement antialias only chooses PIL's kernel (a = -0.5), which CLIP was trained with.
             pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp_(0, 1)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (pixels - mean) / std

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 from fmwsss_core.affinity import refine
 from fmwsss_core.cam import normalise, softmax_gradcam
 from fmwsss_core.clip import FrozenClip
+from fmwsss_core.seeding import upsample
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ def map_classes(
     background: Float[Tensor, "backgrounds embed"],
     box_threshold: float | None,
     num_sinkhorn: int,
+    scales: Sequence[float] = (1.0,),
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -52,6 +54,7 @@ def map_classes(
         foreground: text embeddings of the classes.
         background: text embeddings of the surroundings.
         box_threshold: as in `affinity.refine`; so is `num_sinkhorn`.
+        scales: of the images; with more than one, maps are made at each and averaged on the finest grid.
 
     Raises:
         ValueError: images of different patch grids.
@@ -59,12 +62,28 @@ def map_classes(
     grids = {patch_grid(clip, *image.shape[:2]) for image in images}
     if len(grids) != 1:
         raise ValueError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
-    (grid,) = grids
     present = torch.zeros(len(images), len(foreground), dtype=torch.bool, device=clip.device)
     for row, indices in enumerate(class_indices):
         present[row, [index - 1 for index in indices]] = True
+    text, affinity = (foreground, background), (box_threshold, num_sinkhorn)
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
-    features = clip.encode_image(torch.cat([clip.preprocess(image) for image in pixels]), with_attention=True)
+    at_scales = [
+        _maps_at(clip, torch.cat([clip.preprocess(image, scale) for image in pixels]), present, *text, *affinity)
+        for scale in sorted(scales)
+    ]
+    return [_averaged(own) for own in zip(*at_scales, strict=True)]
+
+
+def _maps_at(
+    clip: FrozenClip,
+    pixels: Float[Tensor, "images 3 height width"],
+    present: Bool[Tensor, "images classes"],
+    foreground: Float[Tensor, "classes embed"],
+    background: Float[Tensor, "backgrounds embed"],
+    box_threshold: float | None,
+    num_sinkhorn: int,
+) -> list[ClassMaps]:
+    features = clip.encode_image(pixels, with_attention=True)
     assert features.attention is not None
     block = clip.last_block(features.last_block_input)
     maps = softmax_gradcam(block, clip.logit_scale, foreground, background, present)
@@ -72,6 +91,19 @@ def map_classes(
     found = []
     for number, attention in enumerate(features.attention):
         own = cams[maps.image == number]
-        refined = normalise(refine(attention, own, grid, box_threshold, num_sinkhorn))
-        found.append(ClassMaps(*(x.float().reshape(-1, *grid).cpu().numpy() for x in (own, refined))))
+        refined = normalise(refine(attention, own, features.grid, box_threshold, num_sinkhorn))
+        found.append(ClassMaps(*(x.float().reshape(-1, *features.grid).cpu().numpy() for x in (own, refined))))
     return found
+
+
+def _averaged(maps: Sequence[ClassMaps]) -> ClassMaps:
+    """The mean of the maps of one image, coarsest first, on the grid of the last; 0 to 1 again."""
+    if len(maps) == 1:
+        return maps[0]
+
+    def mean(of_scales: list[Float32[np.ndarray, "present _ _"]]) -> Float32[np.ndarray, "present height width"]:
+        shape = of_scales[-1].shape[1:]
+        total = np.mean([upsample(own, *shape) for own in of_scales], axis=0)
+        return normalise(torch.from_numpy(total).flatten(1)).numpy().reshape(total.shape)
+
+    return ClassMaps(mean([own.cam for own in maps]), mean([own.refined_cam for own in maps]))

@@ -198,7 +198,8 @@ class SeedSection(Section):
     """From maps and superpixels to a seed (method M2.2 and M5.2).
 
     `maps` says which maps classify the superpixels; both are stored and judged. `method`: superpixels classified by the
-    maps (`sams`), or what it is compared with: a dense CRF on the maps (`crf`), SEPL voting, or the maps alone.
+    maps (`sams`), or what it is compared with: a dense CRF on the maps (`crf`), SEPL voting, or the maps alone. Maps at
+    several `scales` are averaged; the papers have one.
     """
 
     method: Literal["sams", "crf", "voting", "threshold"] = "sams"
@@ -208,6 +209,7 @@ class SeedSection(Section):
     alpha: Annotated[float, Field(gt=0)]
     box_threshold: Share | None
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)] = (1.0,)
 
     @model_validator(mode="after")
     def _only_superpixels_can_be_given_away(self) -> SeedSection:

@@ -56,7 +56,7 @@ def make(
     images, superpixels, learned = upstream(run, stage, ["images", "superpixels", prompts])
     inputs = {
         "clip": config.clip.model_dump(),
-        "seeds": section.model_dump(),
+        "seeds": section.model_dump(mode="json"),
         "png": config.seeds.png if png is None else png,
         "confidence": config.seeds.confidence,
     }
@@ -72,6 +72,7 @@ def make(
         "prompts": (run.folder.child(prompts), prompts_file),
         "box_threshold": section.box_threshold,
         "num_sinkhorn": section.num_sinkhorn,
+        "scales": section.scales,
         "stage": stage,
     }
     write_arguments = {

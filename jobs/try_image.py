@@ -56,7 +56,8 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     clip = load_clip(config.clip.spec())
     foreground, background, prompts = _text(config, clip)
     section = config.seeds.fine
-    (maps,) = map_classes(clip, [image], [indices], foreground, background, section.box_threshold, section.num_sinkhorn)
+    settings = (section.box_threshold, section.num_sinkhorn, section.scales)
+    (maps,) = map_classes(clip, [image], [indices], foreground, background, *settings)
     superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
     chosen = getattr(maps, MAPS_COLUMN[section.maps])
     seed = make_seed(section, superpixels, chosen, indices, data)
