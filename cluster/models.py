@@ -159,6 +159,11 @@ def weights_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fmwsss" / "weights"
 
 
+def keep_compiled_code() -> None:
+    """Lets torch.compile keep its code beside the weights, so that the next replica on this disk need not compile."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(weights_cache().parent / "compiled"))
+
+
 def _fetch(url: str, path: Path, sha256: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:

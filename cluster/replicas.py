@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.models import ModelSpec, load_clip, load_sam
+from cluster.models import ModelSpec, keep_compiled_code, load_clip, load_sam
 from cluster.rows import map_rows
 from cluster.storage import Folder
 from fmwsss_core.records import (
@@ -37,6 +37,8 @@ class SamReplica:
 
     def __init__(self, spec: ModelSpec, settings: ProposalSettings, stage: str, num_threads: int) -> None:
         use_threads(num_threads)
+        if settings.compiled:
+            keep_compiled_code()
         self.sam = load_sam(spec)
         self.settings = settings
         self.stage = stage

@@ -31,6 +31,7 @@ class ProposalSettings:
         points_per_batch: prompts decoded at once; None = what suits the device (few on a CPU, whose caches decide;
             as many as its free memory carries on a GPU). Halved and tried again where memory runs out.
         precision: of the networks' matrix products; thresholds are compared in float32 whatever it is.
+        compiled: run the image encoder, whose shapes never change, through torch.compile; it needs a C++ compiler.
         predicted_iou_threshold: keep masks whose predicted IoU is above it; 0 = keep all.
         stability_threshold: keep masks whose stability reaches it; 0 = keep all.
         stability_offset: distance in logits of the two thresholds that stability compares.
@@ -47,6 +48,7 @@ class ProposalSettings:
     points_per_side: int = 32
     points_per_batch: int | None = None
     precision: Precision = "float32"
+    compiled: bool = False
     predicted_iou_threshold: float = 0.86
     stability_threshold: float = 0.92
     stability_offset: float = 1.0

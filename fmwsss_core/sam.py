@@ -8,7 +8,8 @@ grow with the image; what comes after the network needs no torch and is done els
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmwsss_core.enlarge import Enlarger
 from fmwsss_core.mask_decoder import NUM_LEVELS, DecodedMasks, PointDecoder
@@ -98,7 +99,7 @@ def detect(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: Propo
         if right <= left or bottom <= top:  # an image of a few pixels cannot be cut any further
             continue
         with _precision(sam, settings):
-            encoded = encode_image(sam, image[top:bottom, left:right])
+            encoded = encode_image(sam, image[top:bottom, left:right], settings.compiled)
         survivors, masks = _detect_in_crop(
             sam, encoded, box, (height, width), settings.points_in_layer(layer), settings
         )
@@ -123,7 +124,7 @@ def detect(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: Propo
 
 
 @torch.inference_mode()
-def encode_image(sam: Sam, image: UInt8[np.ndarray, "height width 3"]) -> EncodedImage:
+def encode_image(sam: Sam, image: UInt8[np.ndarray, "height width 3"], compiled: bool = False) -> EncodedImage:
     """Runs SAM's image encoder on an image or a crop: longest side resized to the encoder's input, the rest padded."""
     height, width = image.shape[:2]
     input_height, input_width = ResizeLongestSide.get_preprocess_shape(height, width, sam.image_encoder.img_size)
@@ -131,8 +132,14 @@ def encode_image(sam: Sam, image: UInt8[np.ndarray, "height width 3"]) -> Encode
     input_height, input_width = max(input_height, 1), max(input_width, 1)
     resized = np.array(Image.fromarray(image).resize((input_width, input_height), Image.Resampling.BILINEAR))
     pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
-    features = sam.image_encoder(sam.preprocess(pixels))
+    encoder = _compiled(sam.image_encoder) if compiled else sam.image_encoder
+    features = encoder(sam.preprocess(pixels))
     return EncodedImage(features, (input_height, input_width), (height, width))
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(encoder, dynamic=False)
 
 
 def _precision(sam: Sam, settings: ProposalSettings) -> torch.autocast:

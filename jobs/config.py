@@ -115,6 +115,7 @@ class ProposeSection(Section):
     points_per_side: Count = 32
     points_per_batch: Count | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compiled: bool = False  # torch.compile of the image encoder, kept beside fetched weights
     predicted_iou_threshold: Share = 0.86
     stability_threshold: Share = 0.92
     stability_offset: Annotated[float, Field(gt=0)] = 1.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -304,6 +306,20 @@ def test_half_precision_finds_nearly_the_same_masks():
     overlap = intersections(exact, half)
     iou = overlap / (exact.area_px()[:, None] + half.area_px() - overlap)
     assert (iou.max(axis=1) > 0.8).mean() > 0.7
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_finds_the_same_masks_and_leaves_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    sam, image = toy_sam(), draw_scene(3).image
+    settings = ProposalSettings(points_per_side=8, predicted_iou_threshold=0.5, stability_threshold=0.5)
+    plain, compiled = (propose(sam, image, dataclasses.replace(settings, compiled=own)) for own in (False, True))
+    overlap = intersections(plain, compiled)
+    iou = overlap / (plain.area_px()[:, None] + compiled.area_px() - overlap)
+    assert len(plain) == len(compiled)
+    assert (iou.diagonal() > 0.99).all()
+    assert any(path.suffix == ".so" for path in tmp_path.rglob("*"))
 
 
 def test_masks_on_their_way_to_another_worker_lose_nothing(sam: Sam):
