@@ -28,7 +28,7 @@ from tests.s3 import serve_s3
 
 FAULTS = ("replica", "node", "driver", "store_503", "store_reset")
 STEPS = ("ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation", "seed-fine")
-PAUSE_S = (3.0, 15.0)  # between two faults; a run that is hit without a pause would never end
+PAUSE_S = (5.0, 30.0)  # between two faults; a run that is hit without a pause would never end
 OUT_OF_ORDER_S = (1.0, 5.0)
 MAX_STARTS = 30
 ONLY = [word for step in STEPS for word in ("--only", step)]
@@ -36,7 +36,9 @@ ONLY = [word for step in STEPS for word in ("--only", step)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5, help="no new run is begun after this time")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="no fault after this time: the last run ends in peace"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of faults and moments")
     parser.add_argument("--cheap", action="store_true", help="runs without models (tests/cheap.py): many more of them")
     parser.add_argument("--json", help="write the figures to this file")
@@ -60,7 +62,7 @@ def main() -> None:
                 while time.monotonic() < deadline:
                     number = found["runs"]
                     run = f"{url}/run-{number}" if number % 2 == 0 else str(folder / f"run-{number}")
-                    found["gave_up"] += disturb(start, run, nodes, proxy, chance, folder / "log", faults)
+                    found["gave_up"] += disturb(start, run, nodes, proxy, chance, folder / "log", faults, deadline)
                     compare(run, expected_rows, expected_bytes, found)
                     found["runs"] += 1
                     Folder(run).delete_all()
@@ -79,14 +81,19 @@ def disturb(
     chance: random.Random,
     log: Path,
     faults: Counter[str],
+    deadline: float,
 ) -> int:
-    """One run from its start to its end, however often its driver has to be started; returns how often it gave up."""
+    """One run from its start to its end, however often its driver has to be started; returns how often it gave up.
+
+    Nothing happens to it after the deadline, a time of the monotonic clock.
+    """
     gave_up = 0
     for _ in range(MAX_STARTS):
         process = start(run, nodes.address, log)
         while process.poll() is None:
+            pause_s = chance.uniform(*PAUSE_S)
             try:
-                process.wait(chance.uniform(*PAUSE_S))
+                process.wait(None if time.monotonic() + pause_s > deadline else pause_s)
             except subprocess.TimeoutExpired:
                 fault = chance.choice([fault for fault in FAULTS if run.startswith("s3://") or "store" not in fault])
                 faults[fault] += inject(fault, process, nodes, proxy, chance)
