@@ -221,6 +221,7 @@ def _ingest_ms(run: Run, sources: list[Source]) -> float:
         "shard_rows": SHARD_ROWS,
         "vocabulary": custom_vocabulary(["cat"]),
         "limits": ImageLimits(),
+        "needs_labels": True,
     }
     parts = [part_name(index) for index in range(-(-len(sources) // SHARD_ROWS))]
     return _chain_ms(parts, [Operator(ingest.ingest_shard, arguments)], len(sources))
