@@ -45,7 +45,8 @@ from jobs.datasets import SOURCES, Source
 from jobs.decode import decode_shard
 from jobs.stage import begin_stage, run_sharded
 
-SHARD_ROWS = 16
+SHARD_ROWS = 32  # what a run file has if it says nothing
+NODE_SHARD_ROWS = 16  # of the first part, whose end waits for the last shard
 NUM_MASKS = 12
 # What the method does with SAM's masks (suppression, cleaning, occupation filter) is its own work, not ours around it.
 AS_FOUND = ProposalSettings(min_region_area_px=0, occupation_threshold=None)
@@ -97,11 +98,12 @@ class IdleClip:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="20,000 small images under a fixed object store")
-    parser.add_argument("--images", type=int, default=240, help="images a node in the first part")
+    parser.add_argument("--images", type=int, default=480, help="images a node in the first part")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # as cluster/session.py
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         if arguments.memory:
             write_json(arguments.json, memory(Path(name), 20_000))
@@ -142,7 +144,7 @@ def photograph(height_px: int, width_px: int) -> bytes:
 def fill_images(run: Run, num_images: int, data: bytes, size: tuple[int, int]) -> list[str]:
     """Writes `images/` of a run as `ingest` would; the names of its parts."""
     parts = []
-    for index, first in enumerate(range(0, num_images, SHARD_ROWS)):
+    for index, first in enumerate(range(0, num_images, NODE_SHARD_ROWS)):
         row = {
             "image": data,
             "height_px": size[0],
@@ -151,7 +153,7 @@ def fill_images(run: Run, num_images: int, data: bytes, size: tuple[int, int]) -
             "sha256": "",
             "truth": None,
         }
-        names = [f"image-{number:06d}" for number in range(first, min(first + SHARD_ROWS, num_images))]
+        names = [f"image-{number:06d}" for number in range(first, min(first + NODE_SHARD_ROWS, num_images))]
         run.write_part("images", part_name(index), [{"image_id": name, **row} for name in names], IMAGES, [])
         parts.append(part_name(index))
     return parts

@@ -42,6 +42,8 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Tasks that die for want of memory would be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", "3")
+    # Ray would end workers that are idle for a second, and start others, with all that they import, for the next shard.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     is_local = target == "local"
     if is_local:
         with contextlib.suppress(OSError):
