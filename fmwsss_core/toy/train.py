@@ -141,7 +141,7 @@ def clip_loss(
     return total - vote[present].log().mean() - (1 - vote[known & ~present]).log().mean()
 
 
-def train_clip(minutes: float, batch_size: int, start: CLIP | None) -> tuple[CLIP, Int[Tensor, " rows"]]:
+def train_clip(minutes: float, batch_size: int, start: CLIP | None, seed: int) -> tuple[CLIP, Int[Tensor, " rows"]]:
     """A trained CLIP, and the rows of its token embedding that were trained."""
     torch.manual_seed(0)
     model, tokenizer = start or new_clip(), SimpleTokenizer()
@@ -155,7 +155,7 @@ def train_clip(minutes: float, batch_size: int, start: CLIP | None) -> tuple[CLI
         pictures += [picture(scene, rng, True) for scene in batch for _ in range(CLOSE_UPS)]
         return clip_loss(model, bias, tokens[TEMPLATES[rng.integers(len(TEMPLATES))]], pictures)
 
-    train([*model.parameters(), bias], loss, minutes, batch_size, rate=1e-3, away_from_home=AWAY_IN_CAPTIONS)
+    train([*model.parameters(), bias], loss, minutes, batch_size, rate=1e-3, seed=seed, away_from_home=AWAY_IN_CAPTIONS)
     return model, torch.cat([ids.flatten() for ids in tokens.values()]).unique()
 
 
@@ -259,7 +259,7 @@ def decode(
     return masks.unflatten(0, (len(points), -1)), predicted_iou.unflatten(0, (len(points), -1))
 
 
-def train_sam(minutes: float, batch_size: int, start: Sam | None) -> Sam:
+def train_sam(minutes: float, batch_size: int, start: Sam | None, seed: int) -> Sam:
     """A trained SAM."""
     torch.manual_seed(0)
     model, rng = start or new_sam(), np.random.default_rng(0)
@@ -273,8 +273,9 @@ def train_sam(minutes: float, batch_size: int, start: Sam | None) -> Sam:
             0.15 * minutes,
             2 * batch_size,
             rate=2e-3,
+            seed=seed,
         )
-    train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate=1e-3)
+    train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate=1e-3, seed=seed)
     return model
 
 
@@ -284,11 +285,12 @@ def train(
     minutes: float,
     batch_size: int,
     rate: float,
+    seed: int,
     away_from_home: float = AWAY_FROM_HOME,
 ) -> None:
     """AdamW with warm-up and a cosine over wall time, so that the time given is the time taken."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
-    started_s, seed, losses = time.monotonic(), FIRST_TRAINING_SEED, []
+    started_s, first_seed, losses = time.monotonic(), seed, []
     while (share := (time.monotonic() - started_s) / (60 * minutes)) < 1:
         batch = [draw_scene(number, away_from_home) for number in range(seed, seed + batch_size)]
         seed += batch_size
@@ -302,7 +304,7 @@ def train(
         losses.append(loss.item())
         if len(losses) % 25 == 0:
             print(
-                f"{100 * share:.0f} %, {seed - FIRST_TRAINING_SEED} scenes, loss {np.mean(losses[-50:]):.4f}",
+                f"{100 * share:.0f} %, {seed - first_seed} scenes, loss {np.mean(losses[-50:]):.4f}",
                 flush=True,
             )
 
@@ -313,14 +315,16 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--go-on", action="store_true", help="start from the weights in the package")
+    parser.add_argument("--seed", type=int, default=FIRST_TRAINING_SEED, help="of the first scene; new ones to go on")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.model == "clip":
-        trained, rows = train_clip(arguments.minutes, 12, toy_clip() if arguments.go_on else None)
+        trained, rows = train_clip(arguments.minutes, 12, toy_clip() if arguments.go_on else None, arguments.seed)
         save_model(trained, arguments.out / "clip.safetensors", rows)
     else:
         save_model(
-            train_sam(arguments.minutes, 4, toy_sam() if arguments.go_on else None), arguments.out / "sam.safetensors"
+            train_sam(arguments.minutes, 4, toy_sam() if arguments.go_on else None, arguments.seed),
+            arguments.out / "sam.safetensors",
         )
