@@ -70,14 +70,14 @@ def best_ious(masks: np.ndarray, scene: Scene, level: int) -> list[float]:
 
 
 def test_sam_proposes_wholes() -> None:
-    """The issue asks for .85 and for parts among the proposals: this SAM is not trained for long enough yet."""
+    """The goal is .85, and parts among the proposals: this SAM is not trained for long enough yet."""
     sam = toy_sam()
     whole_ious, num_wholes = [], 0
     for scene in unseen(16):
         found = propose(sam, scene.image, SETTINGS)
         whole_ious += best_ious(found.masks(), scene, 2)
         num_wholes += int((found.level == 2).sum())
-    assert np.mean(whole_ious) > 0.7
+    assert np.mean(whole_ious) > 0.77
     assert num_wholes > 16
 
 
