@@ -129,7 +129,7 @@ def test_a_second_round_is_trained_on_refined_labels_of_the_images_own_classes(t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--images", "x"], "there is no run in nowhere: it has no manifest.json"),
+        (["nowhere", "--images", "x"], "nowhere: it has no manifest.json"),
         (["{run}", "--images", "absent-folder"], "there are no images in"),
         (["{run}", "--images", "x", "--name", "../out"], "'../out' is no name for a folder of predictions"),
     ],
