@@ -32,7 +32,7 @@ class EventLog:
         # A file's usual name has the machine's name in it.
         self.name = f"{LOGS}/events.out.tfevents.{first:08d}"
         self._place = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._place.name, write_to_disk=True)
+        self._writer = SummaryWriter(self._place.name)
         self._saved_s = time.monotonic()
         self._gauges: dict[str, Gauge] = {}
 
@@ -40,8 +40,9 @@ class EventLog:
         """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics."""
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
-            gauge = self._gauges.setdefault(name, Gauge(f"fmwsss_{name}", "of a stage that learns", ("stage",)))
-            gauge.set(float(value), {"stage": self.folder.url.rpartition("/")[2]})
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"fmwsss_{name}", "of a stage that learns", ("stage",))
+            self._gauges[name].set(float(value), {"stage": self.folder.url.rpartition("/")[2]})
         if time.monotonic() - self._saved_s > self.save_every_s:
             self.save()
 

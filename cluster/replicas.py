@@ -80,7 +80,7 @@ class ClipReplica:
             self.foreground, self.background = learner()
         self.settings = (box_threshold, num_sinkhorn, scales)
         # Attention grows with the fourth power of the scale.
-        self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(scales) ** 4))
+        self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_FILE = "_checkpoint.pt"
+HISTORY_FILE = "history.json"  # stays when the stage is complete
 
 
 def save(

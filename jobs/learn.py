@@ -17,7 +17,6 @@ from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
-HISTORY_FILE = "history.json"
 SNAPSHOTS = "snapshots/"
 
 

@@ -265,28 +265,16 @@ def _write_prompts(config: RunConfig, run: Run, stage: str) -> Receipt:
     started = begin_stage(run, stage, {}, [])
     section = getattr(config.learn, stage.rpartition("/")[2])
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section, run.folder.child(stage))
-    work: Any = ray.remote(_initial_prompts).options(num_cpus=0.5)
-    ray.get(work.remote(*arguments))
+    work: Any = ray.remote(_in_worker).options(num_cpus=0.5)
+    ray.get(work.remote("write_initial_prompts", *arguments))
     return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
 
 
-# In workers, where torch is: a driver starts without it.
-def _initial_prompts(*arguments: Any) -> None:
-    from jobs.measure import write_initial_prompts
+def _in_worker(name: str, *arguments: Any) -> Any:
+    """A function of `jobs.measure`, by its name: it needs torch, which a driver starts without."""
+    from jobs import measure
 
-    write_initial_prompts(*arguments)
-
-
-def _learning_step_s(*arguments: Any) -> float:
-    from jobs.measure import learning_step_s
-
-    return learning_step_s(*arguments)
-
-
-def _training_step_s(*arguments: Any) -> float:
-    from jobs.measure import training_step_s
-
-    return training_step_s(*arguments)
+    return getattr(measure, name)(*arguments)
 
 
 def _seconds_an_image(events: list[dict[str, Any]]) -> dict[str, float]:
@@ -333,7 +321,7 @@ def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
     num_steps = section.num_iterations(max(1, num_images // section.batch_size))
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
-    return _plan_steps(config, stage, _learning_step_s, arguments, num_steps, section.batch_size, num_images)
+    return _plan_steps(config, stage, "learning_step_s", arguments, num_steps, section.batch_size, num_images)
 
 
 def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
@@ -341,14 +329,14 @@ def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
     assert section
     spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
     return _plan_steps(
-        config, "segmenter", _training_step_s, (spec, section), num_steps, section.batch_size, num_images
+        config, "segmenter", "training_step_s", (spec, section), num_steps, section.batch_size, num_images
     )
 
 
 def _plan_steps(
     config: RunConfig,
     stage: str,
-    step_s_of: Callable[..., float],
+    step_s_of: str,
     arguments: tuple[Any, ...],
     num_steps: int,
     batch_size: int,
@@ -358,8 +346,8 @@ def _plan_steps(
     workers = plan_training(config.cluster.train_workers)
     gpus = 1.0 if workers.use_gpu else 0.0
     share = -(-batch_size // workers.most_workers)
-    work: Any = ray.remote(step_s_of).options(num_cpus=0.5, num_gpus=gpus)
-    step_s: float = ray.get(work.remote(*arguments, share, config.cluster.num_threads))
+    work: Any = ray.remote(_in_worker).options(num_cpus=0.5, num_gpus=gpus)
+    step_s: float = ray.get(work.remote(step_s_of, *arguments, share, config.cluster.num_threads))
     hours = num_steps * step_s / 3600
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
     epochs = max(1.0, num_steps * batch_size / num_images)

@@ -24,7 +24,7 @@ from jobs import checkpoint
 from jobs.batches import Batch
 from jobs.config import LearnSection
 from jobs.examples import load_examples
-from jobs.learn import HISTORY_FILE, LearnJob, snapshot_file
+from jobs.learn import LearnJob, snapshot_file
 
 NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
 
@@ -86,7 +86,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         if job.stop < job.num_iterations:
             checkpoint.save(folder, learner, optimizer, job.stop, history)
             return
-        folder.write(HISTORY_FILE, json.dumps(history).encode())
+        folder.write(checkpoint.HISTORY_FILE, json.dumps(history).encode())
         folder.write(PROMPTS_FILE, learner.to_bytes())
 
 

@@ -23,8 +23,6 @@ from jobs.predict import BEST, LAST
 from jobs.train import TrainJob
 from jobs.watch import pictures, validation_miou
 
-HISTORY_FILE = "history.json"
-
 
 def train_loop(settings: dict[str, Any]) -> None:
     """Engine `ray`: what every worker of the Ray job runs."""
@@ -137,7 +135,7 @@ def log_scalars(log: EventLog, entry: dict[str, float]) -> None:
 def finish(job: TrainJob, segmenter: Segmenter, history: list[dict[str, float]]) -> None:
     """Writes the trained segmenter and the history of its loss."""
     folder = job.run.folder.child(job.stage)
-    folder.write(HISTORY_FILE, json.dumps(history).encode())
+    folder.write(checkpoint.HISTORY_FILE, json.dumps(history).encode())
     folder.child(LAST).write_many(segmenter_files(segmenter, job.spec))
 
 

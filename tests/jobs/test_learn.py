@@ -21,7 +21,8 @@ from cluster.models import load_clip
 from cluster.session import session
 from cluster.storage import Folder
 from jobs import pipeline
-from jobs.learn import HISTORY_FILE, snapshots
+from jobs.checkpoint import HISTORY_FILE
+from jobs.learn import snapshots
 from jobs.prompt_training import make_learner
 from jobs.run_file import load_config
 from jobs.stage import StageError
