@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import fmwsss_core.sam as sam_module
 from benchmarks.table import show, write_json
 from cluster.ledger import Run
 from cluster.models import load_sam
@@ -26,8 +25,9 @@ from fmwsss_core.baselines import crf_seed, threshold_seed, voting_seed
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.mask_decoder import DecodedMasks
 from fmwsss_core.metrics import confusion_matrix, mean_iou
-from fmwsss_core.proposals import WHOLE, ProposalSettings
+from fmwsss_core.proposals import WHOLE, ProposalSettings, finish
 from fmwsss_core.records import maps_from_bytes
+from fmwsss_core.sam import DecodedCrop, decode_crops, detect_decoded
 from fmwsss_core.seeding import label_map_from_cam, seed_image
 from fmwsss_core.superpixels import Superpixels
 from jobs.config import RunConfig
@@ -46,29 +46,23 @@ CHANGES = {
 
 def superpixels_of(sam: Any, image: np.ndarray, settings: ProposalSettings) -> dict[str, Superpixels]:
     """By row of CHANGES; image encoder and mask decoder run once."""
-    encode, decode = sam_module.encode_image, sam_module._decode
-    encoded: dict[tuple[int, ...], Any] = {}
-    decoded: dict[int, list[DecodedMasks]] = {}
+    every = replace(settings, predicted_iou_threshold=0.0)
+    crops = [crop._replace(masks=list(crop.masks)) for crop in decode_crops(sam, image, every)]
 
-    def encode_once(sam: Any, crop: np.ndarray) -> Any:
-        key = (crop.ctypes.data, *crop.shape)
-        if key not in encoded:
-            encoded[key] = encode(sam, crop)
-        return encoded[key]
+    def passing(crop: DecodedCrop, chosen: ProposalSettings) -> DecodedCrop:
+        batches = []
+        for masks in crop.masks:
+            passed = masks.predicted_iou + chosen.whole_bonus * (masks.level == WHOLE) > chosen.predicted_iou_threshold
+            if passed.any():
+                batches.append(DecodedMasks(*(values[passed] for values in masks)))
+        return crop._replace(masks=batches)
 
-    def decode_once(sam: Any, crop: Any, points: Any, chosen: ProposalSettings) -> Iterator[DecodedMasks]:
-        if id(crop) not in decoded:
-            decoded[id(crop)] = list(decode(sam, crop, points, replace(chosen, predicted_iou_threshold=0.0)))
-        for masks in decoded[id(crop)]:
-            bonus = chosen.whole_bonus * (masks.level == WHOLE)
-            passed = masks.predicted_iou + bonus > chosen.predicted_iou_threshold
-            yield DecodedMasks(*(values[passed] for values in masks))
-
-    sam_module.encode_image, sam_module._decode = encode_once, decode_once
-    try:
-        return {name: sam_module.propose(sam, image, replace(settings, **changes)) for name, changes in CHANGES.items()}
-    finally:
-        sam_module.encode_image, sam_module._decode = encode, decode
+    found = {}
+    for name, changes in CHANGES.items():
+        chosen = replace(settings, **changes)
+        own = [passing(crop, chosen) for crop in crops]
+        found[name] = finish(detect_decoded(sam, image.shape[:2], own, chosen), chosen)
+    return found
 
 
 def measure(config: RunConfig, seeds: str, count: int) -> dict[str, Any]:

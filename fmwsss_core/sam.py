@@ -9,7 +9,7 @@ grow with the image; what comes after the network needs no torch and is done els
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,20 @@ class EncodedImage(NamedTuple):
     features: Float[Tensor, "1 channels feature_height feature_width"]
     input_size: tuple[int, int]  # (height, width) of the resized image inside the encoder's square input
     image_size: tuple[int, int]  # (height, width) before the resize
+
+
+class DecodedCrop(NamedTuple):
+    """One crop of an image and the masks that the network gave for its points, before anything else is asked of them.
+
+    Attributes:
+        box: (left, top, right, bottom) in the image.
+        input_size: (height, width) of the crop inside the encoder's square input.
+        masks: in batches; decoded as they are read.
+    """
+
+    box: tuple[int, int, int, int]
+    input_size: tuple[int, int]
+    masks: Iterable[DecodedMasks]
 
 
 class _Candidates(NamedTuple):
@@ -87,24 +101,54 @@ def propose(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: Prop
 @torch.inference_mode()
 def detect(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: ProposalSettings) -> Detections:
     """The network's part of `propose`, up to the box NMS within every crop; see there for arguments and errors."""
+    return detect_decoded(sam, image.shape[:2], decode_crops(sam, image, settings), settings)
+
+
+@torch.inference_mode()
+def decode_crops(
+    sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: ProposalSettings
+) -> Iterator[DecodedCrop]:
+    """What of `detect` is the network: every crop encoded, the points of its grid decoded.
+
+    Of the settings only those of grids and crops, `whole_bonus` and `predicted_iou_threshold` (0 keeps all masks) and
+    how the network runs have a part in it.
+
+    Raises:
+        ValueError: see `propose`.
+    """
     if sam.mask_decoder.num_multimask_outputs != NUM_LEVELS:
         raise ValueError(
             f"This SAM gives {sam.mask_decoder.num_multimask_outputs} masks for a prompt; "
             "proposals need 3 (sub-part, part, whole)."
         )
     height, width = image.shape[:2]
-    crop_boxes, crops, parts, bits = [], [], [], []
     for box, layer in zip(*generate_crop_boxes((height, width), settings.crop_layers, _CROP_OVERLAP), strict=True):
         left, top, right, bottom = box
         if right <= left or bottom <= top:  # an image of a few pixels cannot be cut any further
             continue
         with _precision(sam, settings):
             encoded = encode_image(sam, image[top:bottom, left:right], settings.compiled)
-        survivors, masks = _detect_in_crop(
-            sam, encoded, box, (height, width), settings.points_in_layer(layer), settings
-        )
-        crops.append(np.full(len(masks), len(crop_boxes), dtype=np.int16))
-        crop_boxes.append((left, top, right, bottom))
+        points = _grid(encoded, settings.points_in_layer(layer), sam.device)
+        yield DecodedCrop((left, top, right, bottom), encoded.input_size, _decode(sam, encoded, points, settings))
+
+
+@torch.inference_mode()
+def detect_decoded(
+    sam: Sam, image_size: tuple[int, int], crops: Iterable[DecodedCrop], settings: ProposalSettings
+) -> Detections:
+    """What of `detect` follows the network: enlargement, stability, edges of crops and the box NMS within every crop.
+
+    Args:
+        sam: whose masks these are.
+        image_size: (height, width).
+        crops: masks that passed their predicted IoU.
+        settings: see there.
+    """
+    crop_boxes, of_crop, parts, bits = [], [], [], []
+    for crop in crops:
+        survivors, masks = _detect_in_crop(sam, crop, image_size, settings)
+        of_crop.append(np.full(len(masks), len(crop_boxes), dtype=np.int16))
+        crop_boxes.append(crop.box)
         parts.append(survivors)
         bits += masks
     level, predicted_iou, stability = (
@@ -112,10 +156,9 @@ def detect(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: Propo
         for values in zip(*((part.level, part.predicted_iou, part.stability) for part in parts), strict=True)
     )
     return Detections(
-        height,
-        width,
+        *image_size,
         tuple(crop_boxes),
-        np.concatenate(crops),
+        np.concatenate(of_crop),
         level.astype(np.int8),
         predicted_iou.astype(np.float32),
         stability.astype(np.float32),
@@ -147,25 +190,25 @@ def _precision(sam: Sam, settings: ProposalSettings) -> torch.autocast:
     return torch.autocast(sam.device.type, dtype=getattr(torch, settings.precision), enabled=enabled)
 
 
-def _detect_in_crop(
-    sam: Sam,
-    encoded: EncodedImage,
-    crop_box: list[int],
-    image_size: tuple[int, int],
-    points_per_side: int,
-    settings: ProposalSettings,
-) -> tuple[_Candidates, list[bytes]]:
-    """What is left of a crop after the thresholds, its edges and the box NMS; and its masks as bits."""
+def _grid(encoded: EncodedImage, points_per_side: int, device: torch.device) -> Float[Tensor, "points 2"]:
     (height, width), (input_height, input_width) = encoded.image_size, encoded.input_size
     # Double precision, and to pixels of the crop first, as the original does: otherwise the last bit differs.
     in_crop = build_point_grid(points_per_side) * np.array([width, height])
-    points = torch.as_tensor(in_crop * np.array([input_width / width, input_height / height]), device=sam.device)
+    return torch.as_tensor(in_crop * np.array([input_width / width, input_height / height]), device=device)
+
+
+def _detect_in_crop(
+    sam: Sam, crop: DecodedCrop, image_size: tuple[int, int], settings: ProposalSettings
+) -> tuple[_Candidates, list[bytes]]:
+    """What is left of a crop after the thresholds, its edges and the box NMS; and its masks as bits."""
+    left, top, right, bottom = crop.box
+    height, width = bottom - top, right - left
     chunk = max(1, (_CPU_CHUNK_PX if sam.device.type == "cpu" else _GPU_CHUNK_PX) // (height * width))
 
     enlarger, found = None, []
-    for decoded in _decode(sam, encoded, points, settings):
+    for decoded in crop.masks:
         _, low_height, low_width = decoded.logits.shape
-        enlarger = enlarger or Enlarger(sam, (low_height, low_width), encoded.input_size, encoded.image_size)
+        enlarger = enlarger or Enlarger(sam, (low_height, low_width), crop.input_size, (height, width))
         for begin in range(0, len(decoded.level), chunk):
             part = DecodedMasks(*(values[begin : begin + chunk] for values in decoded))
             found.append(_passing(part, enlarger, settings))
@@ -173,7 +216,7 @@ def _detect_in_crop(
         empty = torch.zeros(0, device=sam.device)
         return _Candidates(empty[:, None, None], empty, empty, empty, empty[:, None]), []
     candidates = _Candidates(*(torch.cat(values) for values in zip(*found, strict=True)))
-    at_crop_edge = is_box_near_crop_edge(candidates.boxes, crop_box, [0, 0, image_size[1], image_size[0]])
+    at_crop_edge = is_box_near_crop_edge(candidates.boxes, list(crop.box), [0, 0, image_size[1], image_size[0]])
     inside = (~at_crop_edge).nonzero()[:, 0].cpu().numpy()
     score = candidates.predicted_iou + settings.whole_priority * (candidates.level == WHOLE)
     boxes, score = candidates.boxes.cpu().numpy()[inside], score.double().cpu().numpy()[inside]
@@ -185,6 +228,7 @@ def _detect_in_crop(
     return survivors, bits
 
 
+@torch.inference_mode()
 def _decode(
     sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings
 ) -> Iterator[DecodedMasks]:
