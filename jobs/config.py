@@ -319,6 +319,7 @@ class RunConfig(Section):
     limits: ImageLimits = ImageLimits()
     propose: ProposeSection = ProposeSection()
     proposals: str | None = None  # a folder or URL of superpixels that runs share, by image, SAM and settings
+    prompts: str | None = None  # a run whose prompts are taken; then none are learned, and `learn` says nothing
     learn: LearnStages
     seeds: SeedStages
     segmenter: SegmenterSection | None = None

@@ -39,7 +39,7 @@ def stages(config: RunConfig) -> dict[str, LearnSection]:
     chosen: dict[str, LearnSection] = {}
     for which in get_args(Which):
         section: LearnSection = getattr(config.learn, which)
-        if section.cache:
+        if section.cache and config.prompts is None:
             chosen.setdefault(stage_of(config, which), section)
     return chosen
 

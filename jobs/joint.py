@@ -19,7 +19,7 @@ def learn_segmentation(config: RunConfig, run: Run) -> Receipt:
         ValueError: the stages before it are not complete, or there is no image to learn from.
     """
     every = config.learn.joint_every
-    if every is None:
+    if every is None or config.prompts is not None:
         return learn.run(config, run, "segmentation")
     last_snapshot = max(learn.snapshots(run, "prompts/classification"), default=0)
 

@@ -11,7 +11,7 @@ from cluster.models import ModelSpec, load_clip
 from cluster.progress import StageProgress, watch_board
 from cluster.storage import Folder
 from cluster.training import plan_training, train
-from jobs import checkpoint
+from jobs import checkpoint, taken_prompts
 from jobs.batches import BatchSource, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
@@ -64,6 +64,8 @@ def run(
 ) -> Receipt:
     """Learns one set of prompts from the run's images, and from the coarse seeds for the segmentation prompts.
 
+    Where the run file names `prompts`, those are taken instead.
+
     Args:
         config: the run file.
         run: the run folder.
@@ -73,6 +75,8 @@ def run(
     Raises:
         ValueError: the stages before it are not complete, or there is no image to learn from.
     """
+    if config.prompts is not None:
+        return taken_prompts.take(config, run, which)
     stage = f"prompts/{which}"
     section: LearnSection = getattr(config.learn, which)
     feature_stage = stage_of(config, which) if section.cache else None

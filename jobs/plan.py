@@ -30,7 +30,7 @@ from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
 from fmwsss_core.vocabulary import Vocabulary
-from jobs import ingest, propose, seed
+from jobs import ingest, propose, seed, taken_prompts
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
 from jobs.predict import segmenter_spec
@@ -89,6 +89,8 @@ def run(config: RunConfig, num_images: int) -> bool:
     attempt("run folder", lambda: _check_folder(Folder(config.run)))
     for role, spec in (("clip", config.clip.spec()), ("sam", config.sam.spec())):
         attempt(role, lambda role=role, spec=spec: _check_model(role, spec))
+    if config.prompts is not None:
+        attempt("prompts", lambda: _check_prompts(config, vocabulary))
     if attempt("images", lambda: _list(config, sources)) and attempt(
         "labels", lambda: _check_labels(config, vocabulary, sources)
     ):
@@ -124,6 +126,13 @@ def _remove_empty(folder: Folder, is_new: bool) -> None:
         shutil.rmtree(Path(folder.url, "_plan"), ignore_errors=True)
         if is_new and not folder.list():
             shutil.rmtree(folder.url, ignore_errors=True)
+
+
+def _check_prompts(config: RunConfig, vocabulary: Vocabulary) -> str:
+    for which in ("classification", "segmentation"):
+        data = taken_prompts.read_prompts(config, which)
+        taken_prompts.check(config.clip.spec(), vocabulary, data, f"{config.prompts} ({which})")
+    return f"both sets of {config.prompts} fit this CLIP and this vocabulary; none are learned"
 
 
 def _check_model(role: Any, spec: ModelSpec) -> str:
@@ -233,6 +242,8 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
         plans = []
         for stage, receipt in receipts.items():
             if stage.startswith("prompts/"):
+                if config.prompts is not None:
+                    continue
                 plans.append(_plan_learning(config, stage, num_listed))
                 continue
             sizes = [len(trial.folder.child(stage).read(part)) for part in receipt.parts]

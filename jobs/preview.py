@@ -133,7 +133,8 @@ def _learned(config: RunConfig, run: Run) -> list[str]:
     """The stages that learned something, in their order."""
     rounds = config.segmenter.rounds if config.segmenter else 0
     segmenters = [round_stage(number) for number in range(1, rounds + 1)]
-    return ["prompts/classification", "prompts/segmentation", *(stage for stage in segmenters if run.receipt(stage))]
+    stages = ["prompts/classification", "prompts/segmentation", *segmenters]
+    return [stage for stage in stages if run.receipt(stage) and run.folder.child(stage).exists(HISTORY_FILE)]
 
 
 def _curve(run: Run, stage: str) -> dict[str, Any]:

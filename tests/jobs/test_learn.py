@@ -105,6 +105,23 @@ def test_prompts_are_shown_as_the_words_nearest_to_them(alone: Path, tmp_path: P
         show(str(tmp_path), None, 2)
 
 
+def test_prompts_of_another_run_are_taken_or_refused(undisturbed: str, cluster: None, tmp_path: Path) -> None:
+    steps = ["ingest", "encode", "learn-classification", "learn-segmentation"]
+    taken = [f"prompts={undisturbed}", "dataset.num_images=2", "learn.classification.cache=input"]
+    pipeline.run(load_config(DEMO, [f"run={tmp_path}/new", *taken]), steps)  # without coarse seeds to learn from
+    for which in ("classification", "segmentation"):
+        there, here = (Path(run, "prompts", which, "prompts.safetensors") for run in (undisturbed, tmp_path / "new"))
+        assert there.read_bytes() == here.read_bytes()
+    assert not (tmp_path / "new" / "features").exists()
+    names = ", ".join(load_config(DEMO).resolve_vocabulary().classes[:-1])
+    for override, sentence in [
+        (f"vocabulary={{classes: [{names}, spaceship]}}", "were trained with the vocabulary 'toy', not 'custom'"),
+        (f"prompts={tmp_path}/nothing", "has no classification prompts"),
+    ]:
+        with pytest.raises(StageError, match=sentence):
+            pipeline.run(load_config(DEMO, [f"run={tmp_path}/{len(sentence)}", *taken, override]), steps)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: None, tmp_path: Path) -> None:

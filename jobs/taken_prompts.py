@@ -1,0 +1,68 @@
+"""Prompts that were learned elsewhere, in place of learning them (`prompts:` of the run file)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from cluster.ledger import PROMPTS_FILE, Receipt, Run
+from cluster.models import ModelSpec, load_clip
+from cluster.storage import Folder
+from fmwsss_core.vocabulary import Vocabulary
+from jobs.checkpoint import HISTORY_FILE
+from jobs.config import RunConfig
+from jobs.stage import StageError, begin_stage, finish_stage, upstream
+
+
+def take(config: RunConfig, run: Run, which: Literal["classification", "segmentation"]) -> Receipt:
+    """Copies one set of prompts, and the history of its losses, from the run that `config.prompts` names.
+
+    Raises:
+        ValueError: there are none, or they belong to another CLIP or another vocabulary; the message says which.
+    """
+    assert config.prompts is not None
+    stage = f"prompts/{which}"
+    source = Folder(config.prompts).child(stage)
+    data = read_prompts(config, which)
+    inputs = {
+        "clip": config.clip.model_dump(),
+        "vocabulary": config.model_dump()["vocabulary"],
+        "prompts_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    started = begin_stage(run, stage, inputs, upstream(run, stage, ["images"]))
+    if started.receipt:
+        return started.receipt
+    check(config.clip.spec(), config.resolve_vocabulary(), data, f"{source.url}/{PROMPTS_FILE}")
+    own = run.folder.child(stage)
+    if source.exists(HISTORY_FILE):
+        own.write(HISTORY_FILE, source.read(HISTORY_FILE))
+    own.write(PROMPTS_FILE, data)
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
+
+
+def read_prompts(config: RunConfig, which: Literal["classification", "segmentation"]) -> bytes:
+    """The file of one set of prompts.
+
+    Raises:
+        StageError: there is none.
+    """
+    assert config.prompts is not None
+    folder = Folder(config.prompts).child(f"prompts/{which}")
+    if not folder.exists(PROMPTS_FILE):
+        raise StageError(f"prompts: {config.prompts} has no {which} prompts ({folder.url}/{PROMPTS_FILE})")
+    return folder.read(PROMPTS_FILE)
+
+
+def check(spec: ModelSpec, vocabulary: Vocabulary, data: bytes, name: str) -> None:
+    """Whether prompts can be used here.
+
+    Raises:
+        StageError: they belong to another CLIP or another vocabulary.
+    """
+    # torch comes with it: a driver starts without.
+    from fmwsss_core.prompts import PromptLearner
+
+    try:
+        PromptLearner.from_bytes(load_clip(spec), vocabulary, data)
+    except ValueError as error:
+        raise StageError(f"prompts: {name}: {error}") from error
