@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.learning import (
@@ -22,6 +23,8 @@ from fmwsss_core.learning import (
 from fmwsss_core.prompts import Context, NamePosition, PromptLearner
 from fmwsss_core.toy.models import toy_clip
 from fmwsss_core.toy.world import TOY, draw_scene
+from tests.references import cam as reference
+from tests.references.clip import embed_activation
 
 
 def test_learning_rate_is_constant_then_a_cosine_to_zero() -> None:
@@ -144,3 +147,55 @@ def test_what_half_precision_costs() -> None:
     assert half == pytest.approx(exact, rel=0.03)
     assert half != exact
     assert cosine > 0.97
+
+
+def test_images_of_several_sizes_make_one_batch() -> None:
+    """Groups of one size each, put together by their counts, against the oracle image by image, in float64."""
+    torch.set_num_threads(1)
+    clip = FrozenClip(toy_clip().double(), identity="toy")
+    learner = PromptLearner(
+        clip, TOY, context="class-specific", name_position="end", num_context=4, backgrounds="named", init_std=0.3
+    )
+    images, present, labels = scenes(5)
+    labels[2, :30] = 255
+    windows = [(96, 96), (96, 96), (64, 88), (64, 88), (48, 40)]
+    groups = [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+    def cut(values: torch.Tensor, group: slice) -> torch.Tensor:
+        height, width = windows[group.start]
+        return values[group, ..., :height, :width]
+
+    found = [loss_of(clip, learner, cut(images, g), present[g], cut(labels, g)) for g in groups]
+    pairs, pixels = sum(loss.num_pairs for loss in found), sum(loss.num_pixels for loss in found)
+    parts = [
+        loss.classification * share_of(loss.num_pairs, pairs) + loss.cam * share_of(loss.num_pixels, pixels)
+        for loss in found
+    ]
+
+    foreground, background = learner()
+    contrastive, activation, num_pairs, num_pixels = [], [], 0, 0
+    for i in range(5):
+        one = slice(i, i + 1)
+        height, width = windows[i]
+        features = clip.encode_image(clip.preprocess(images[one, :, :height, :width]), with_attention=False)
+        last, label = features.last_block_input, labels[i, :height, :width].long()
+        embedding = embed_activation(clip.model, last, clip.model.visual.transformer.resblocks[-1].ln_1(last))[0]  # type: ignore[union-attr]
+        y = clip.model.logit_scale.exp() * foreground @ embedding
+        for c in present[i].nonzero()[:, 0].tolist():
+            contrastive.append(-y[c] + torch.cat([y[c, None], y[~present[i]]]).logsumexp(0))
+            num_pairs += 1
+        for _, c, cam in reference.softmax_gradcam(clip.model, last, foreground, background, present[one]):
+            if not ((label > 0) & (label < 255)).any():
+                continue
+            up = functional.interpolate(cam.reshape(1, 1, *features.grid), size=label.shape, mode="bilinear")[0, 0]
+            own, other = label == c + 1, (label != c + 1) & (label != 255)
+            if own.any():
+                activation.append((up[own].detach().max().clamp(min=0) - up[own]).abs().sum())
+            activation.append(up[other].clamp(min=0).sum())
+            num_pixels += int(own.sum() + other.sum())
+    expected = torch.stack(contrastive).mean() + torch.stack(activation).sum() / num_pixels
+    assert (pairs, pixels) == (num_pairs, num_pixels)
+    ours = torch.stack(parts).sum()
+    assert float((ours - expected).detach().abs()) < 1e-10
+    gradients = [torch.autograd.grad(total, learner.context)[0] for total in (ours, expected)]
+    assert float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()) < 1e-10
