@@ -8,10 +8,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
 logger = logging.getLogger("fmwsss")
+NUM_STARTS = 3
 
 
 class SessionError(ValueError):
@@ -28,7 +30,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         num_cpus: logical CPUs of a local cluster; None takes what the machine has. No effect on an existing one.
 
     Raises:
-        SessionError: no cluster answers at the address.
+        SessionError: no cluster answers at the address, or none of our own could be started.
     """
     if ray.is_initialized():
         yield
@@ -48,23 +50,41 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     if is_local:
         with contextlib.suppress(OSError):
             _make_private_token()
-    try:
-        with _silent_stderr():
-            ray.init(
-                address=target,
-                num_cpus=num_cpus if is_local else None,
-                include_dashboard=False if is_local else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
-    except ConnectionError as error:
-        raise SessionError(f"no Ray cluster answers at {target}: {str(error).splitlines()[0]}") from None
+    _start(
+        address=target,
+        num_cpus=num_cpus if is_local else None,
+        include_dashboard=False if is_local else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
     quiet_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**settings: Any) -> None:
+    """`ray.init`, again where the machine was too busy: Ray gives a new node 30 seconds, which can't be changed."""
+    for attempt in range(1, NUM_STARTS + 1):
+        try:
+            with _silent_stderr():
+                ray.init(**settings)
+            return
+        except ConnectionError as error:
+            raise SessionError(
+                f"no Ray cluster answers at {settings['address']}: {str(error).splitlines()[0]}"
+            ) from None
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == NUM_STARTS:
+                raise SessionError(
+                    f"Ray did not start on this machine, tried {NUM_STARTS} times; other programs may use up its "
+                    "processors or its memory"
+                ) from error
 
 
 def token_file() -> Path:
