@@ -5,7 +5,7 @@ whole process along, with every other image that it had in hand. So a worker kee
 Pillow only) that decodes one image after the other, and starts another one if it dies.
 
 The child is `python -m cluster.decoder`. A request is a line of JSON and the encoded bytes, an answer is JSON
-and the pixels. Nothing of either is executed.
+(its length before it) and the pixels. Nothing of either is executed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fmwsss_core.images import ImageError, decode_label_png, decode_rgb
 NUM_TRIES = 3
 PATIENCE_S = 120.0
 PIPE_BYTES = 1 << 20
+HEAD_BYTES = 4  # of the length of an answer's JSON
 
 
 class Decoder:
@@ -125,10 +126,8 @@ def _exchange(child: subprocess.Popen[bytes], request: bytes, data: bytes) -> tu
     child.stdin.write(request + data)
     child.stdin.flush()
     deadline = time.monotonic() + PATIENCE_S
-    head = bytearray()
-    while not head.endswith(b"\n"):
-        head += _receive(child.stdout, 1, deadline)
-    answer = json.loads(head)
+    num_bytes = int.from_bytes(_receive(child.stdout, HEAD_BYTES, deadline), "little")
+    answer = json.loads(_receive(child.stdout, num_bytes, deadline))
     return answer, _receive(child.stdout, answer["num_bytes"], deadline)
 
 
@@ -159,7 +158,8 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         request = json.loads(line)
         data = requests.read(request["num_bytes"])
         answer, pixels = _answer(request, data)
-        answers.write(json.dumps({**answer, "num_bytes": len(pixels)}).encode() + b"\n")
+        head = json.dumps({**answer, "num_bytes": len(pixels)}).encode()
+        answers.write(len(head).to_bytes(HEAD_BYTES, "little") + head)
         answers.write(pixels)
         answers.flush()
 
