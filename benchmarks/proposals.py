@@ -31,6 +31,7 @@ from segment_anything.modeling import Sam
 
 import fmwsss_core.proposals as proposals
 import fmwsss_core.sam as ours
+import fmwsss_core.superpixels as superpixels
 from benchmarks.table import show, write_json
 from cluster.models import ModelSpec, load_sam
 from fmwsss_core.mask_decoder import PointDecoder
@@ -95,7 +96,8 @@ def run_ours(sam: Sam, image: np.ndarray, settings: ProposalSettings, seconds: S
         timed(sam.image_encoder, "forward", "encode", seconds),
         timed(PointDecoder, "__init__", "decode", seconds),
         timed(PointDecoder, "__call__", "decode", seconds),
-        timed(proposals, "_run_lengths", "rle", seconds),
+        timed(proposals, "_runs", "rle", seconds),
+        timed(superpixels, "runs_to_coco", "rle", seconds),
         timed(ours, "propose", "whole", seconds),
     ):
         return ours.propose(sam, image, settings)

@@ -6,18 +6,18 @@ lengths of the whole image, are suppressed between crops, cleaned, and filtered 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int8, Int16
 
 from fmwsss_core.regions import clean_superpixels
-from fmwsss_core.superpixels import Superpixels, encode_masks, occupation_filter
+from fmwsss_core.run_lengths import Runs, cut_by_column, merge_runs, runs_of_bits
+from fmwsss_core.superpixels import Superpixels, occupation_filter
 from fmwsss_core.suppression import box_nms
 
 WHOLE = 2
-_ENCODED_AT_ONCE_PX = 1 << 26
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -123,22 +123,22 @@ def finish(detections: Detections, settings: ProposalSettings) -> Superpixels:
         superpixels by level and then predicted IoU, both descending; with the occupation filter off, in the order of
         `SamAutomaticMaskGenerator`.
     """
-    found = Superpixels(
+    found = Superpixels.from_runs(
         detections.height_px,
         detections.width_px,
         detections.level,
         detections.predicted_iou,
         detections.stability,
-        _run_lengths(detections),
+        _runs(detections),
     )
     if settings.crop_layers > 0:
         left, top, right, bottom = np.array(detections.crop_boxes, dtype=np.int64).reshape(-1, 4)[detections.crop].T
         # Smaller crops show more detail.
         found = _suppress(found, 1 / ((right - left) * (bottom - top)), settings)
     if settings.min_region_area_px > 0:
-        rle, untouched = clean_superpixels(found, settings.min_region_area_px)
+        cleaned, untouched = clean_superpixels(found, settings.min_region_area_px)
         # Half a point: an untouched mask goes before a cleaned one, but not before a whole mask at priority 1.
-        found = _suppress(replace(found, rle=rle), 0.5 * untouched, settings)
+        found = _suppress(cleaned, 0.5 * untouched, settings)
     if settings.occupation_threshold is None:
         return found
     by_level = np.lexsort((-found.predicted_iou, -found.level))
@@ -153,20 +153,27 @@ def _suppress(
     return superpixels.select(box_nms(superpixels.boxes_px(), score, settings.box_nms_threshold))
 
 
-def _run_lengths(detections: Detections) -> tuple[bytes, ...]:
-    """COCO run lengths of every mask in the whole image."""
-    rle: list[bytes] = []
+def _runs(detections: Detections) -> Runs:
+    """Every mask in the whole image."""
     height, width = detections.height_px, detections.width_px
-    at_once = max(1, _ENCODED_AT_ONCE_PX // (height * width))
+    parts = []
     for crop, (left, top, right, bottom) in enumerate(detections.crop_boxes):
         chosen = np.flatnonzero(detections.crop == crop)
-        for begin in range(0, len(chosen), at_once):
-            bits = np.stack([np.frombuffer(detections.bits[i], np.uint8) for i in chosen[begin : begin + at_once]])
-            inside = np.unpackbits(bits, axis=1, count=(right - left) * (bottom - top)).view(bool)
-            masks = inside.reshape(len(bits), right - left, bottom - top)
-            if masks.shape[1:] != (width, height):
-                whole = np.zeros((len(bits), width, height), dtype=bool)
-                whole[:, left:right, top:bottom] = masks
-                masks = whole
-            rle += encode_masks(masks.transpose(0, 2, 1))
-    return tuple(rle)
+        if len(chosen) == 0:
+            continue
+        runs = runs_of_bits(np.stack([np.frombuffer(detections.bits[i], np.uint8) for i in chosen]))
+        runs = runs._replace(owner=chosen[runs.owner])
+        if (left, top, right, bottom) != (0, 0, width, height):
+            runs = _placed(runs, bottom - top, left, top, height)
+        parts.append(runs)
+    if not parts:
+        return runs_of_bits(np.zeros((0, 0), np.uint8))
+    return parts[0] if len(parts) == 1 else merge_runs(parts)
+
+
+def _placed(runs: Runs, crop_height: int, left: int, top: int, height: int) -> Runs:
+    """Runs of a crop as runs of the image."""
+    cut = cut_by_column(runs, crop_height)
+    column, row = np.divmod(cut.start, crop_height)
+    start = (left + column) * height + top + row
+    return merge_runs([Runs(cut.owner, start, start + cut.stop - cut.start)])

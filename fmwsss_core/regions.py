@@ -5,80 +5,55 @@ Regions are found among the pieces of the run lengths, of all masks of an image 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Int64
-from pycocotools import mask as coco
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from fmwsss_core.superpixels import Runs, Superpixels
+from fmwsss_core.run_lengths import Runs, cut_by_column, merge_runs
+from fmwsss_core.superpixels import Superpixels
 
 
 def clean_superpixels(
     superpixels: Superpixels, min_area_px: int
-) -> tuple[tuple[bytes, ...], Bool[np.ndarray, " superpixels"]]:
+) -> tuple[Superpixels, Bool[np.ndarray, " superpixels"]]:
     """Fills every mask's small holes, then removes its small islands (both 8-connected).
 
     A region is small if it has fewer than min_area_px pixels. A hole is any region of the mask's complement, also one
     at the image's edge. If every island is small the largest stays, of equals the first in reading order.
 
     Returns:
-        the run lengths of the cleaned masks, and which masks had no small region.
+        the cleaned superpixels, and which of them had no small region.
     """
     height, width = superpixels.height_px, superpixels.width_px
     untouched = np.ones(len(superpixels), dtype=bool)
     inside = superpixels.runs
 
-    holes = _by_column(_outside(inside, len(superpixels), height * width), height)
+    holes = cut_by_column(_outside(inside, len(superpixels), height * width), height)
     region, area_px = _regions(holes, height, width)
     small = (area_px < min_area_px)[region]
     untouched[holes.owner[small]] = False
-    filled = _merged([inside, holes.select(small)])
+    filled = merge_runs([inside, holes.select(small)]) if small.any() else inside
 
-    islands = _by_column(filled, height)
+    islands = cut_by_column(filled, height)
     region, area_px = _regions(islands, height, width)
     small = area_px < min_area_px
     untouched[islands.owner[small[region]]] = False
+    if untouched.all():
+        return superpixels, untouched
     small[_to_spare(islands, region, area_px, small, height, width)] = False
-    cleaned = _merged([islands.select(~small[region])])
-
-    rle = list(superpixels.rle)
-    for index in np.flatnonzero(~untouched):
-        rle[index] = _encoded(cleaned.select(cleaned.owner == index), height, width)
-    return tuple(rle), untouched
+    cleaned = merge_runs([islands.select(~small[region])])
+    scores = superpixels.level, superpixels.predicted_iou, superpixels.stability
+    return Superpixels.from_runs(height, width, *scores, cleaned), untouched
 
 
 def _outside(runs: Runs, num_masks: int, num_pixels: int) -> Runs:
     """The complement: from the start or a run's end to the next run's start or the end."""
-    owners = np.arange(num_masks)
-    owner = np.concatenate([runs.owner, owners])
-    start = np.concatenate([runs.stop, np.zeros_like(owners)])
-    stop = np.concatenate([runs.start, np.full_like(owners, num_pixels)])
-    owner, start, stop = np.sort(owner), start[np.lexsort((start, owner))], stop[np.lexsort((stop, owner))]
+    owner = np.concatenate([runs.owner, np.arange(num_masks)])
+    owner.sort(kind="stable")
+    bounds = np.searchsorted(runs.owner, np.arange(num_masks + 1))
+    start, stop = np.insert(runs.stop, bounds[:-1], 0), np.insert(runs.start, bounds[1:], num_pixels)
     return Runs(owner, start, stop).select(stop > start)
-
-
-def _by_column(runs: Runs, height: int) -> Runs:
-    """Runs cut where a column ends."""
-    num_columns = (runs.stop - 1) // height - runs.start // height + 1
-    which = np.repeat(np.arange(len(runs.start)), num_columns)
-    nth = np.arange(len(which)) - np.repeat(np.cumsum(num_columns) - num_columns, num_columns)
-    column_start = (runs.start[which] // height + nth) * height
-    start = np.maximum(runs.start[which], column_start)
-    return Runs(runs.owner[which], start, np.minimum(runs.stop[which], column_start + height))
-
-
-def _merged(parts: list[Runs]) -> Runs:
-    """Disjoint runs as one list, those that touch joined."""
-    owner, start, stop = (np.concatenate(values) for values in zip(*parts, strict=True))
-    order = np.lexsort((start, owner))
-    owner, start, stop = owner[order], start[order], stop[order]
-    begins = np.ones(len(owner), dtype=bool)
-    begins[1:] = (owner[1:] != owner[:-1]) | (start[1:] != stop[:-1])
-    ends = np.append(begins[1:], True)[: len(begins)]
-    return Runs(owner[begins], start[begins], stop[ends])
 
 
 def _regions(
@@ -93,9 +68,9 @@ def _regions(
     first = np.searchsorted(base + bottom, base + height + 2 + top, side="left")
     last = np.searchsorted(base + top, base + height + 2 + bottom, side="right")
     num_touching = np.maximum(last - first, 0)
-    left = np.repeat(np.arange(len(base)), num_touching)
-    right = np.arange(len(left)) + np.repeat(first - np.cumsum(num_touching) + num_touching, num_touching)
-    graph = sparse.coo_array((np.ones(len(left), bool), (left, right)), shape=(len(base), len(base)))
+    right = np.arange(num_touching.sum()) + np.repeat(first - np.cumsum(num_touching) + num_touching, num_touching)
+    ends = np.concatenate([[0], np.cumsum(num_touching)])
+    graph = sparse.csr_array((np.ones(len(right)), right, ends), shape=(len(base), len(base)))
     num_regions, region = csgraph.connected_components(graph, directed=False)
     area_px = np.bincount(region, weights=bottom - top, minlength=num_regions).astype(np.int64)
     return region.astype(np.int64), area_px
@@ -120,12 +95,3 @@ def _to_spare(
     ranked = ranked[~has_large[ranked]]
     _, firsts = np.unique(owner[ranked], return_index=True)
     return ranked[firsts]
-
-
-def _encoded(runs: Runs, height: int, width: int) -> bytes:
-    bounds = np.stack([runs.start, runs.stop], axis=1).ravel()
-    counts = np.diff(bounds, prepend=0, append=height * width).tolist()
-    if len(counts) > 1 and counts[-1] == 0:  # as pycocotools writes it
-        counts.pop()
-    encoded: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return encoded["counts"]

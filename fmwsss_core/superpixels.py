@@ -9,29 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int8, Int32, Int64
 from pycocotools import mask as coco
 
-
-class Runs(NamedTuple):
-    """Stretches of the column-major pixel order, of several masks: sorted by owner and then start, none empty.
-
-    Attributes:
-        owner: index of the mask.
-        start: first pixel.
-        stop: the pixel behind the last.
-    """
-
-    owner: Int64[np.ndarray, " runs"]
-    start: Int64[np.ndarray, " runs"]
-    stop: Int64[np.ndarray, " runs"]
-
-    def select(self, kept: Bool[np.ndarray, " runs"]) -> Runs:
-        """The runs marked, in their order."""
-        return Runs(self.owner[kept], self.start[kept], self.stop[kept])
+from fmwsss_core.run_lengths import Runs, runs_of_bits, runs_of_coco, runs_to_coco
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +50,25 @@ class Superpixels:
         stability: Float32[np.ndarray, " superpixels"],
     ) -> Superpixels:
         """Encodes masks; for the meaning of the other arrays see the class."""
-        _, height, width = masks.shape
-        return cls(height, width, level, predicted_iou, stability, encode_masks(masks))
+        num_masks, height, width = masks.shape
+        bits = np.packbits(masks.transpose(0, 2, 1).reshape(num_masks, height * width), axis=1)
+        return cls.from_runs(height, width, level, predicted_iou, stability, runs_of_bits(bits))
+
+    @classmethod
+    def from_runs(
+        cls,
+        height_px: int,
+        width_px: int,
+        level: Int8[np.ndarray, " superpixels"],
+        predicted_iou: Float32[np.ndarray, " superpixels"],
+        stability: Float32[np.ndarray, " superpixels"],
+        runs: Runs,
+    ) -> Superpixels:
+        """Encodes masks given by their runs, of which no two touch."""
+        rle = runs_to_coco(runs, len(level), height_px * width_px)
+        encoded = cls(height_px, width_px, level, predicted_iou, stability, rle)
+        encoded.__dict__["runs"] = runs
+        return encoded
 
     def __len__(self) -> int:
         return len(self.rle)
@@ -98,8 +99,7 @@ class Superpixels:
 
     def area_px(self) -> Int64[np.ndarray, " superpixels"]:
         """Number of pixels of each mask."""
-        owner, start, stop = self.runs
-        return np.bincount(owner, weights=stop - start, minlength=len(self)).astype(np.int64)
+        return np.asarray(coco.area(self._as_coco()), dtype=np.int64).reshape(len(self))
 
     def boxes_px(self) -> Int64[np.ndarray, "superpixels 4"]:
         """Left, top, right, bottom of each mask, inclusive (as segment-anything's boxes); zeros for an empty mask."""
@@ -110,22 +110,11 @@ class Superpixels:
     @cached_property
     def runs(self) -> Runs:
         """The runs of all masks."""
-        lengths, nth, owner = _run_lengths(self.rle)
-        stop = np.cumsum(lengths) - owner * (self.height_px * self.width_px)
-        # Background and mask in turn, background first.
-        return Runs(owner, stop - lengths, stop).select((nth % 2 == 1) & (lengths > 0))
+        return runs_of_coco(self.rle, self.height_px * self.width_px)
 
     def _as_coco(self) -> Any:
         size = [self.height_px, self.width_px]
         return [{"size": size, "counts": counts} for counts in self.rle]
-
-
-def encode_masks(masks: Bool[np.ndarray, "superpixels height width"]) -> tuple[bytes, ...]:
-    """COCO compressed counts of each mask."""
-    if len(masks) == 0:
-        return ()
-    encoded: Any = coco.encode(np.asfortranarray(masks.view(np.uint8).transpose(1, 2, 0)))
-    return tuple(run["counts"] for run in encoded)
 
 
 def intersections(first: Superpixels, second: Superpixels) -> Int64[np.ndarray, "first second"]:
@@ -213,32 +202,3 @@ def topmost(
             np.maximum(highest[half:], highest[:-half].copy(), out=highest[half:])
     painters = np.concatenate([[-1], order]).astype(np.int32)
     return painters[highest].reshape((superpixels.height_px, superpixels.width_px), order="F")
-
-
-def _run_lengths(
-    rle: Sequence[bytes],
-) -> tuple[Int64[np.ndarray, " lengths"], Int64[np.ndarray, " lengths"], Int64[np.ndarray, " lengths"]]:
-    """Lengths of the runs of all masks, background first, from COCO's strings; place in its mask, and mask, of each.
-
-    Five bits a character, lowest first; bit 5 says that more follow, bit 4 of the last one is the sign. From the
-    fourth run of a mask on, a number is the difference to the run two places before.
-    """
-    digits = np.frombuffer(b"".join(rle), dtype=np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((digits & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
-    num_digits = last - first + 1
-    place = np.arange(len(digits)) - np.repeat(first, num_digits)
-    numbers = np.add.reduceat((digits & 31) << (5 * place), first) if len(digits) else digits
-    numbers -= ((digits[last] & 16) >> 4) << (5 * num_digits)
-
-    num_runs = np.diff(np.searchsorted(last, np.cumsum([0, *map(len, rle)])))
-    start = np.cumsum(num_runs) - num_runs
-    nth = np.arange(len(numbers)) - np.repeat(start, num_runs)
-    # The first run stands alone; the others are sums over every second number, each mask for itself.
-    lengths = numbers.copy()
-    for parity in (1, 2):
-        chain = (nth > 0) & (nth % 2 == parity % 2)
-        sums = np.cumsum(np.where(chain, numbers, 0))
-        before = np.concatenate([[0], sums])[start]
-        np.subtract(sums, np.repeat(before, num_runs), out=lengths, where=chain)
-    return lengths, nth, np.repeat(np.arange(len(rle)), num_runs)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, PromptEncoder, Sam
 from torch import nn
@@ -23,7 +24,7 @@ from fmwsss_core.proposals import ProposalSettings, finish
 from fmwsss_core.records import DETECTIONS_PAYLOAD, detections_from_row, detections_row
 from fmwsss_core.regions import clean_superpixels
 from fmwsss_core.sam import detect, propose
-from fmwsss_core.superpixels import Superpixels, encode_masks, intersections
+from fmwsss_core.superpixels import Superpixels, intersections
 from fmwsss_core.toy.models import toy_sam
 from fmwsss_core.toy.world import draw_scene
 from tests.references import sam as reference
@@ -220,12 +221,11 @@ def test_a_model_of_one_mask_is_refused(sam: Sam):
 def test_cleaning_is_the_naive_one(masks: np.ndarray, min_area_px: int):
     zeros = np.zeros(len(masks), np.float32)
     superpixels = Superpixels.from_masks(masks, zeros.astype(np.int8), zeros, zeros)
-    rle, untouched = clean_superpixels(superpixels, min_area_px)
+    cleaned, untouched = clean_superpixels(superpixels, min_area_px)
     expected = [reference.clean_mask(mask, min_area_px) for mask in masks]
     np.testing.assert_array_equal(untouched, [not changed for _, changed in expected])
-    cleaned = Superpixels(superpixels.height_px, superpixels.width_px, superpixels.level, zeros, zeros, rle)
     np.testing.assert_array_equal(cleaned.masks(), [mask for mask, _ in expected])
-    assert rle == encode_masks(np.stack([mask for mask, _ in expected]))
+    assert cleaned.rle == tuple(coco.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask, _ in expected)
 
 
 @pytest.mark.parametrize(
