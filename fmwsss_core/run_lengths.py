@@ -108,24 +108,27 @@ def runs_to_coco(runs: Runs, num_masks: int, num_pixels: int) -> tuple[bytes, ..
 
 def runs_of_coco(rle: Sequence[bytes], num_pixels: int) -> Runs:
     """The runs of all masks from COCO's compressed counts, see `runs_to_coco`."""
-    digits = np.frombuffer(b"".join(rle), dtype=np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((digits & 32) == 0)
+    digits = np.frombuffer(b"".join(rle), dtype=np.uint8) - np.uint8(48)
+    last = np.flatnonzero(digits < 32)
     first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
     num_digits = last - first + 1
-    place = np.arange(len(digits)) - np.repeat(first, num_digits)
-    numbers = np.add.reduceat((digits & 31) << (5 * place), first) if len(digits) else digits
-    numbers -= ((digits[last] & 16) >> 4) << (5 * num_digits)
+    numbers = (digits[first] & 31).astype(np.int64)
+    for place in range(1, int(num_digits.max(initial=0))):
+        longer = np.flatnonzero(num_digits > place)
+        numbers[longer] |= (digits[first[longer] + place] & 31).astype(np.int64) << (5 * place)
+    numbers -= (digits[last] >> 4).astype(np.int64) << (5 * num_digits)
 
     num_lengths = np.diff(np.searchsorted(last, np.cumsum([0, *map(len, rle)])))
     begin = np.cumsum(num_lengths) - num_lengths
     nth = np.arange(len(numbers)) - np.repeat(begin, num_lengths)
-    # The first length stands alone; the others are sums over every second number, each mask for itself.
-    lengths = numbers.copy()
-    for parity in (1, 2):
-        chain = (nth > 0) & (nth % 2 == parity % 2)
-        sums = np.cumsum(np.where(chain, numbers, 0))
-        before = np.concatenate([[0], sums])[begin]
-        np.subtract(sums, np.repeat(before, num_lengths), out=lengths, where=chain)
-    owner = np.repeat(np.arange(len(rle)), num_lengths)
-    stop = np.cumsum(lengths) - owner * num_pixels
-    return Runs(owner, stop - lengths, stop).select((nth % 2 == 1) & (lengths > 0))
+    # Sums over every second number; of each mask, those before its second and its third are taken off again.
+    sums = np.concatenate([[0], numbers])  # one ahead: entry i + 1 is that of number i
+    sums[1::2], sums[2::2] = np.cumsum(numbers[::2]), np.cumsum(numbers[1::2])
+    before = np.where(nth % 2 == 1, np.repeat(sums[begin], num_lengths), np.repeat(sums[begin + 1], num_lengths))
+    lengths = sums[1:] - before
+    lengths[begin] = numbers[begin]
+    stop = np.cumsum(lengths)
+    of_mask = np.flatnonzero((nth % 2 == 1) & (lengths > 0))
+    owner = np.repeat(np.arange(len(rle)), num_lengths)[of_mask]
+    stop = stop[of_mask] - owner * num_pixels
+    return Runs(owner, stop - lengths[of_mask], stop)

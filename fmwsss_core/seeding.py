@@ -81,21 +81,24 @@ def seed_image(
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
     """
     _check(cams, class_indices, "alpha", alpha)
-    maps, low, span = _rectified(upsample(cams, superpixels.height_px, superpixels.width_px))
+    height, width = superpixels.height_px, superpixels.width_px
+    maps, low, span = _rectified(upsample(cams, height, width), bool(cams.min(initial=0) < 0))
     classes = np.array([0, *class_indices], dtype=np.uint8)
     # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
     means = (pooled_means(superpixels, maps) - low) / span
     scores = _scores(_min_max_over_superpixels(means).T, alpha).T
     winner = scores.argmax(axis=1)
-    painter = paint(superpixels, scores.max(axis=1))
-    covered = painter >= 0
+    # Column-major, as masks and maps lie in memory.
+    painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1).astype(np.intp)
+    uncovered = np.flatnonzero(painter < 0)
 
     if len(superpixels) > 0:
         # Entry -1, the last, is for pixels in no superpixel.
-        labels = np.append(classes[winner], np.uint8(0))[painter]
-        confidence = np.append(margin(scores.T), np.float32(0))[painter]
-        outside = (maps[:, ~covered] - low[:, None]) / span[:, None]
-        confidence[~covered] = 1 - outside.max(axis=0, initial=0)
+        labels = np.append(classes[winner], np.uint8(0))[painter].reshape(width, height).T
+        margins = np.append(margin(scores.T), np.float32(0))[painter]
+        outside = maps.transpose(0, 2, 1).reshape(len(maps), width * height)[:, uncovered]
+        margins[uncovered] = 1 - ((outside - low[:, None]) / span[:, None]).max(axis=0, initial=0)
+        confidence = margins.reshape(width, height).T
     else:
         pixel_scores = _scores((maps - low[:, None, None]) / span[:, None, None], alpha)
         labels, confidence = classes[pixel_scores.argmax(axis=0)], margin(pixel_scores)
@@ -108,7 +111,7 @@ def seed_image(
         superpixel_class=superpixel_class,
         scores=scores,
         confidence=confidence,
-        coverage=float(covered.mean()),
+        coverage=1 - len(uncovered) / len(painter),
         missing=missing_classes(labels, class_indices),
     )
 
@@ -217,10 +220,11 @@ def _neighbours(
 
 
 def _rectified(
-    maps: Float32[np.ndarray, "maps height width"],
+    maps: Float32[np.ndarray, "maps height width"], has_negative: bool
 ) -> tuple[Float32[np.ndarray, "maps height width"], Float32[np.ndarray, " maps"], Float32[np.ndarray, " maps"]]:
     """Each map rectified, in place, and its minimum and span over the image; 0, and 0 and 1, without contrast."""
-    np.maximum(maps, 0, out=maps)
+    if has_negative:
+        np.maximum(maps, 0, out=maps)
     low, high = np.zeros(len(maps), dtype=np.float32), np.zeros(len(maps), dtype=np.float32)
     for index, values in enumerate(maps):
         low[index], high[index] = values.min(), values.max()
