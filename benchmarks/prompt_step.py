@@ -53,7 +53,7 @@ class Problem:
         for positive in range(round(POSITIVES_PER_IMAGE * batch)):
             self.present[positive % batch, (7 * positive) % 20] = True
         self.target = torch.rand(int(self.present.sum()), 196)
-        self.tokens = self.clip.encode_image(self.pixels, with_attention=False).last_block_input
+        self.tokens = self.clip.encode_image(self.pixels).last_block_input
         self.product: MapProduct | None = None
 
     def loss(self, logits: Tensor, maps: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Problem:
         else:
             tokens = self.tokens
             if cache == "none":
-                tokens = self.clip.encode_image(self.pixels, with_attention=False).last_block_input
+                tokens = self.clip.encode_image(self.pixels).last_block_input
             block = self.clip.last_block(tokens)
         foreground, background = self.learner()
         maps = softmax_gradcam(block, self.clip.logit_scale, foreground, background, self.present)
@@ -92,7 +92,7 @@ class Problem:
         learner = self.learner
         texts = self._whole_text_tower(learner.token_embeddings()[learner.tree.path], learner.tree.end)
         foreground, background = texts[learner._foreground_rows], texts[learner._background_rows]
-        x = self.clip.encode_image(self.pixels, with_attention=False).last_block_input
+        x = self.clip.encode_image(self.pixels).last_block_input
         block = self.model.visual.transformer.resblocks[-1]
         activation = block.ln_1(x).detach().requires_grad_()
         x = x + block.attn(activation, activation, activation, need_weights=True)[0]

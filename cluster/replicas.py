@@ -64,6 +64,7 @@ class ClipReplica:
         box_threshold: float | None,
         num_sinkhorn: int,
         scales: tuple[float, ...],
+        num_attention_blocks: int,
         stage: str,
         num_threads: int,
     ) -> None:
@@ -78,7 +79,7 @@ class ClipReplica:
         with torch.no_grad():
             learner = PromptLearner.from_bytes(self.clip, vocabulary, folder.read(name))
             self.foreground, self.background = learner()
-        self.settings = (box_threshold, num_sinkhorn, scales)
+        self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks)
         # Attention grows with the fourth power of the scale.
         self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
         self.stage = stage
@@ -158,7 +159,7 @@ class FeatureReplica:
         pixels = [np.frombuffer(row[f"view_{index}"], np.uint8) for index in range(self.num_views)]
         views = torch.from_numpy(np.stack(pixels).reshape(-1, 3, self.crop_px, self.crop_px)).to(self.clip.device)
         with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half):
-            tokens = self.clip.encode_image(self.clip.preprocess(views), with_attention=False).last_block_input
+            tokens = self.clip.encode_image(self.clip.preprocess(views)).last_block_input
         kept = [tokens.float()]
         if self.kind == "product":
             found = map_product(self.clip.last_block(kept[0]))

@@ -28,7 +28,7 @@ class ImageFeatures:
 
     Attributes:
         last_block_input: input of the last residual block; the class token is row 0, then h*w patches, row by row.
-        attention: softmaxed attention between patches, averaged over heads and over the last 8 blocks, the class
+        attention: softmaxed attention between patches, averaged over heads and over the last blocks, the class
             token's row and column removed (M2.2); None when it was not asked for.
         grid: (h, w) patch tokens.
     """
@@ -130,13 +130,14 @@ class FrozenClip(nn.Module):
 
     @torch.no_grad()
     def encode_image(
-        self, pixels: Float[Tensor, "batch 3 padded_height padded_width"], with_attention: bool
+        self, pixels: Float[Tensor, "batch 3 padded_height padded_width"], num_attention_blocks: int = 0
     ) -> ImageFeatures:
         """Run the image tower up to the input of its last block (M2); the position embedding follows the grid.
 
         Args:
             pixels: as `preprocess` gives them.
-            with_attention: also average the attention (M2.2); costs batch x tokens x tokens values.
+            num_attention_blocks: also average the attention of so many last blocks (M2.2), of all if there are fewer;
+                costs batch x tokens x tokens values. 0: none.
 
         Raises:
             ValueError: the sides of `pixels` are not multiples of the patch size.
@@ -151,10 +152,10 @@ class FrozenClip(nn.Module):
         x = visual.ln_pre(x + self.position_embedding(grid))
 
         blocks = visual.transformer.resblocks
-        first_averaged = max(0, len(blocks) - NUM_ATTENTION_BLOCKS) if with_attention else len(blocks)
+        first_averaged = max(0, len(blocks) - num_attention_blocks)
         attention = None
         for i, block in enumerate(blocks):
-            if i == len(blocks) - 1 and not with_attention:
+            if i == len(blocks) - 1 and num_attention_blocks == 0:
                 break
             query, key, value = split_heads(block.attn, block.ln_1(x))
             if i < first_averaged:

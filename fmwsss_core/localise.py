@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmwsss_core.affinity import refine
 from fmwsss_core.cam import normalise, softmax_gradcam
-from fmwsss_core.clip import FrozenClip
+from fmwsss_core.clip import NUM_ATTENTION_BLOCKS, FrozenClip
 from fmwsss_core.seeding import upsample
 
 
@@ -44,6 +44,7 @@ def map_classes(
     box_threshold: float | None,
     num_sinkhorn: int,
     scales: Sequence[float] = (1.0,),
+    num_attention_blocks: int = NUM_ATTENTION_BLOCKS,
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -55,6 +56,7 @@ def map_classes(
         background: text embeddings of the surroundings.
         box_threshold: as in `affinity.refine`; so is `num_sinkhorn`.
         scales: of the images; with more than one, maps are made at each and averaged on the finest grid.
+        num_attention_blocks: whose attention makes the affinity, counted from the last.
 
     Raises:
         ValueError: images of different patch grids.
@@ -65,7 +67,7 @@ def map_classes(
     present = torch.zeros(len(images), len(foreground), dtype=torch.bool, device=clip.device)
     for row, indices in enumerate(class_indices):
         present[row, [index - 1 for index in indices]] = True
-    text, affinity = (foreground, background), (box_threshold, num_sinkhorn)
+    text, affinity = (foreground, background), (box_threshold, num_sinkhorn, num_attention_blocks)
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
     at_scales = [
         _maps_at(clip, torch.cat([clip.preprocess(image, scale) for image in pixels]), present, *text, *affinity)
@@ -82,8 +84,9 @@ def _maps_at(
     background: Float[Tensor, "backgrounds embed"],
     box_threshold: float | None,
     num_sinkhorn: int,
+    num_attention_blocks: int,
 ) -> list[ClassMaps]:
-    features = clip.encode_image(pixels, with_attention=True)
+    features = clip.encode_image(pixels, num_attention_blocks)
     assert features.attention is not None
     block = clip.last_block(features.last_block_input)
     maps = softmax_gradcam(block, clip.logit_scale, foreground, background, present)

@@ -210,6 +210,7 @@ class SeedSection(Section):
     alpha: Annotated[float, Field(gt=0)]
     box_threshold: Share | None
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1
+    num_attention_blocks: Count = 8  # CLIP-ES: the last 8 of 12 make the affinity; all, where a CLIP has fewer
     scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)] = (1.0,)
 
     @model_validator(mode="after")

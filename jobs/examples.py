@@ -77,7 +77,7 @@ def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip)
     for row in rows:
         image = decode_rgb(row["image"], max_pixels=2**62)
         pixels = clip.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None])
-        features = clip.encode_image(pixels, with_attention=False)
+        features = clip.encode_image(pixels)
         present = torch.zeros(1, len(vocabulary.classes), dtype=torch.bool, device=clip.device)
         present[0, [index - 1 for index in vocabulary.indices(row["classes"])]] = True
         block = clip.last_block(features.last_block_input)

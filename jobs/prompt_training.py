@@ -106,7 +106,7 @@ def batch_loss(clip: FrozenClip, learner: PromptLearner, batch: Batch, section: 
     block: LastBlock | MapProduct
     if batch.images is not None:
         with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-            features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)), with_attention=False)
+            features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)))
         block = clip.last_block(features.last_block_input.float())
     else:
         arrays = [array.to(clip.device) for array in batch.features]

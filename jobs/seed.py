@@ -73,6 +73,7 @@ def make(
         "box_threshold": section.box_threshold,
         "num_sinkhorn": section.num_sinkhorn,
         "scales": section.scales,
+        "num_attention_blocks": section.num_attention_blocks,
         "stage": stage,
     }
     write_arguments = {

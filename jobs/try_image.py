@@ -56,7 +56,7 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     clip = load_clip(config.clip.spec())
     foreground, background, prompts = _text(config, clip)
     section = config.seeds.fine
-    settings = (section.box_threshold, section.num_sinkhorn, section.scales)
+    settings = (section.box_threshold, section.num_sinkhorn, section.scales, section.num_attention_blocks)
     (maps,) = map_classes(clip, [image], [indices], foreground, background, *settings)
     superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
     chosen = getattr(maps, MAPS_COLUMN[section.maps])

@@ -69,7 +69,7 @@ class ClipBackbone(nn.Module):
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         visual: Any = self.clip.model.visual
         with torch.no_grad():
-            features = self.clip.encode_image(pixels, with_attention=False)
+            features = self.clip.encode_image(pixels)
             before = features.last_block_input
             after = visual.ln_post(visual.transformer.resblocks[-1](before)) @ visual.proj
             pair = [functional.layer_norm(each, each.shape[-1:])[:, 1:] for each in (before.float(), after.float())]

@@ -24,7 +24,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> ClipReplica:
         load_clip(SPEC), TOY, context="unified", name_position="end", backgrounds="named", num_context=2
     )
     folder.write("prompts.safetensors", learner.to_bytes())
-    return ClipReplica(SPEC, TOY, (folder, "prompts.safetensors"), 0.4, 1, (1.0,), "seeds/coarse", num_threads=1)
+    return ClipReplica(SPEC, TOY, (folder, "prompts.safetensors"), 0.4, 1, (1.0,), 8, "seeds/coarse", num_threads=1)
 
 
 def decoded(name: str, image: np.ndarray, classes: list[str]) -> dict:

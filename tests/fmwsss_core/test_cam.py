@@ -36,7 +36,7 @@ def vit_b16() -> FrozenClip:
 
 def _inputs(clip: FrozenClip, batch: int, height: int, width: int) -> torch.Tensor:
     images = torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(3)).byte()
-    return clip.encode_image(clip.preprocess(images), with_attention=False).last_block_input
+    return clip.encode_image(clip.preprocess(images)).last_block_input
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 
 from fmwsss_core.cam import normalise, softmax_gradcam
-from fmwsss_core.clip import FrozenClip
+from fmwsss_core.clip import NUM_ATTENTION_BLOCKS, FrozenClip
 from fmwsss_core.prompts import handmade_embeddings
 from fmwsss_core.token_tree import token_tree
 from fmwsss_core.vocabulary import VOC12
@@ -66,7 +66,7 @@ def _captured_last_block_input(model: Any, pixels: torch.Tensor) -> tuple[torch.
 
 def test_vit_b16_at_its_own_size_is_open_clips_forward(vit_b16: FrozenClip):
     pixels = vit_b16.preprocess(_images(1, 224, 224))
-    features = vit_b16.encode_image(pixels, with_attention=True)
+    features = vit_b16.encode_image(pixels, NUM_ATTENTION_BLOCKS)
     last_input, tokens = _captured_last_block_input(vit_b16.model, pixels)
     assert features.grid == (14, 14)
     torch.testing.assert_close(features.last_block_input, last_input, rtol=0, atol=1e-5)
@@ -79,19 +79,19 @@ def test_vit_b16_at_its_own_size_is_open_clips_forward(vit_b16: FrozenClip):
     torch.testing.assert_close(block.activation, activation, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [1, 3, 10])
+@pytest.mark.parametrize(("layers", "num_averaged"), [(1, 8), (3, 8), (3, 1), (10, 8), (10, 4)])
 @pytest.mark.parametrize("size", [(32, 32), (24, 56)])
-def test_image_path_against_the_reference(layers: int, size: tuple[int, int]):
+def test_image_path_against_the_reference(layers: int, num_averaged: int, size: tuple[int, int]):
     model = reference.random_clip(layers=layers)
     clip = FrozenClip(model, "small")
     pixels = clip.preprocess(_images(2, *size))
-    features = clip.encode_image(pixels, with_attention=True)
-    last_input, attention = reference.image_features(model, pixels, num_averaged=min(8, layers))
+    features = clip.encode_image(pixels, num_averaged)
+    last_input, attention = reference.image_features(model, pixels, num_averaged=min(num_averaged, layers))
     assert features.grid == (size[0] // 8, size[1] // 8)
     assert features.attention is not None
     torch.testing.assert_close(features.last_block_input, last_input, rtol=0, atol=1e-12)
     torch.testing.assert_close(features.attention, attention, rtol=0, atol=1e-13)
-    without = clip.encode_image(pixels, with_attention=False)
+    without = clip.encode_image(pixels)
     assert without.attention is None
     torch.testing.assert_close(without.last_block_input, last_input, rtol=0, atol=1e-12)
     transformer: Any = model.visual.transformer
@@ -159,7 +159,7 @@ def test_what_a_user_can_get_wrong():
     with pytest.raises(ValueError, match="has 82 tokens; this CLIP reads at most 77"):
         clip.token_ids(["cat " * 80])
     with pytest.raises(ValueError, match=r"\(24, 30\) are not multiples of the patch 8"):
-        clip.encode_image(torch.zeros(1, 3, 24, 30, dtype=torch.float64), with_attention=False)
+        clip.encode_image(torch.zeros(1, 3, 24, 30, dtype=torch.float64))
 
 
 def _clip(vision: dict, text: dict) -> CLIP:
@@ -219,7 +219,7 @@ def test_a_real_clip_with_a_convolutional_stem(real: Path, small_clip: FrozenCli
     errors, hits, on_class, elsewhere = [], [], [], []
     for image, truth in _voc(real, 12):
         pixels = small_clip.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None])
-        features = small_clip.encode_image(pixels, with_attention=True)
+        features = small_clip.encode_image(pixels, NUM_ATTENTION_BLOCKS)
         assert features.grid == (-(-image.shape[0] // 16), -(-image.shape[1] // 16))
         assert features.attention is not None
         assert torch.all(features.attention.sum(dim=2) < 1)

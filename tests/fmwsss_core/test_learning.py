@@ -44,7 +44,7 @@ def loss_of(
     labels: torch.Tensor | None,
     **losses: Any,
 ) -> PromptLoss:
-    features = clip.encode_image(clip.preprocess(images), with_attention=False)
+    features = clip.encode_image(clip.preprocess(images))
     block = clip.last_block(features.last_block_input)
     foreground, background = learner()
     return prompt_loss(block, features.grid, clip.logit_scale, foreground, background, present, labels, **losses)
@@ -133,7 +133,7 @@ def test_what_half_precision_costs() -> None:
 
     def step(is_half: bool) -> tuple[float, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
-            features = clip.encode_image(clip.preprocess(images), with_attention=False)
+            features = clip.encode_image(clip.preprocess(images))
             foreground, background = learner()
         assert foreground.dtype == torch.float32
         block = clip.last_block(features.last_block_input.float())
@@ -177,7 +177,7 @@ def test_images_of_several_sizes_make_one_batch() -> None:
     for i in range(5):
         one = slice(i, i + 1)
         height, width = windows[i]
-        features = clip.encode_image(clip.preprocess(images[one, :, :height, :width]), with_attention=False)
+        features = clip.encode_image(clip.preprocess(images[one, :, :height, :width]))
         last, label = features.last_block_input, labels[i, :height, :width].long()
         embedding = embed_activation(clip.model, last, clip.model.visual.transformer.resblocks[-1].ln_1(last))[0]  # type: ignore[union-attr]
         y = clip.model.logit_scale.exp() * foreground @ embedding
