@@ -99,7 +99,9 @@ class Superpixels:
 
     def area_px(self) -> Int64[np.ndarray, " superpixels"]:
         """Number of pixels of each mask."""
-        return np.asarray(coco.area(self._as_coco()), dtype=np.int64).reshape(len(self))
+        # Not pycocotools' `area`: it fails on more than 255 masks.
+        owner, start, stop = self.runs
+        return np.bincount(owner, weights=stop - start, minlength=len(self)).astype(np.int64)
 
     def boxes_px(self) -> Int64[np.ndarray, "superpixels 4"]:
         """Left, top, right, bottom of each mask, inclusive (as segment-anything's boxes); zeros for an empty mask."""
@@ -136,12 +138,12 @@ def occupation_filter(superpixels: Superpixels, threshold: float) -> Superpixels
     Returns:
         the kept masks, in the order of `superpixels`.
     """
-    kept = np.zeros(len(superpixels), dtype=bool)
+    kept, area_px = np.zeros(len(superpixels), dtype=bool), superpixels.area_px()
     for level in sorted(set(superpixels.level.tolist()), reverse=True):
         candidates = np.flatnonzero(superpixels.level == level)
         lower, higher = superpixels.select(candidates), superpixels.select(np.flatnonzero(kept))
         largest = intersections(lower, higher).max(axis=1, initial=0)
-        kept[candidates] = largest / np.maximum(lower.area_px(), 1) < threshold
+        kept[candidates] = largest / np.maximum(area_px[candidates], 1) < threshold
     return superpixels.select(np.flatnonzero(kept))
 
 

@@ -71,6 +71,16 @@ def test_runs_of_large_masks_with_long_and_alternating_lengths():
     np.testing.assert_array_equal(painted(superpixels_of(array), 3), array)
 
 
+def test_more_masks_than_a_byte_counts():
+    array = np.random.default_rng(0).random((300, 9, 7)) < 0.3
+    superpixels = superpixels_of(array, np.arange(300, dtype=np.int8) % 3)
+    np.testing.assert_array_equal(superpixels.area_px(), array.sum(axis=(1, 2)))
+    np.testing.assert_array_equal(superpixels.boxes_px(), [reference.box(mask) for mask in array])
+    np.testing.assert_array_equal(intersections(superpixels, superpixels)[7], (array[7] & array).sum(axis=(1, 2)))
+    kept = occupation_filter(superpixels, 0.3)
+    assert kept.rle == tuple(superpixels.rle[i] for i in reference.occupation_filter(array, superpixels.level, 0.3))
+
+
 @given(masks(), st.data())
 def test_topmost_is_the_last_painted(array: np.ndarray, data):
     order = np.array(data.draw(st.permutations(range(len(array)))), dtype=np.int64)
