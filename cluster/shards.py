@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data._internal.execution import streaming_executor_state
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util import metrics
@@ -38,6 +39,9 @@ NUM_SHARDS_IN_FLIGHT = 2
 TIMINGS = "_timings"
 # Of a task that feeds a training loop: it shares its machine with the loop, which waits for it.
 STREAM_CPUS = 0.25
+# Ray Data's loop waits for all tasks at once, a tenth of a second at the most; shards that take no longer than that would
+# stand in line for it. There is no setting; Ray's version is pinned.
+streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.01
 STREAM_BLOCK_BYTES = 32 << 20
 FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
 

@@ -99,7 +99,9 @@ class Superpixels:
 
     def area_px(self) -> Int64[np.ndarray, " superpixels"]:
         """Number of pixels of each mask."""
-        # Not pycocotools' `area`: it fails on more than 255 masks.
+        if "runs" not in self.__dict__:
+            # One by one: pycocotools fails on more than 255 masks.
+            return np.array([coco.area(mask) for mask in self._as_coco()], dtype=np.int64)
         owner, start, stop = self.runs
         return np.bincount(owner, weights=stop - start, minlength=len(self)).astype(np.int64)
 
