@@ -39,8 +39,8 @@ NUM_SHARDS_IN_FLIGHT = 2
 TIMINGS = "_timings"
 # Of a task that feeds a training loop: it shares its machine with the loop, which waits for it.
 STREAM_CPUS = 0.25
-# Ray Data's loop waits for all tasks at once, a tenth of a second at the most; shards that take no longer than that would
-# stand in line for it. There is no setting; Ray's version is pinned.
+# Ray Data's loop waits for all tasks at once, a tenth of a second at most; shorter shards would stand in line for it.
+# There is no setting; Ray's version is pinned.
 streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.01
 STREAM_BLOCK_BYTES = 32 << 20
 FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
