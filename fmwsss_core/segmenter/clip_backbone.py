@@ -23,9 +23,8 @@ STRIDES = (4, 8, 16, 32)
 class ClipBackbone(nn.Module):
     """Four maps at strides 4 to 32: CLIP's patch tokens, projected, plus the features of a stem.
 
-    The tokens are those before the last block, those after it in the space of CLIP's embeddings, whose mean is what
-    texts were compared with, and there too what each would be if it attended to itself alone (MaskCLIP,
-    arXiv 2112.01071), which says more of its own place.
+    The tokens are those before the last block, and those after it in the space of CLIP's embeddings, whose mean is
+    what texts were compared with.
 
     Args:
         clip: frozen; stays in evaluation mode.
@@ -42,7 +41,7 @@ class ClipBackbone(nn.Module):
         self.first = _convolution(3, STEM_WIDTH)
         self.stem = nn.ModuleList(_convolution(width if i else STEM_WIDTH, width) for i in range(len(STRIDES)))
         visual: Any = clip.model.visual
-        token_width = len(visual.class_embedding) + 2 * clip.embed_dim
+        token_width = len(visual.class_embedding) + clip.embed_dim
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(token_width, width, 1), nn.GroupNorm(8, width)) for _ in STRIDES
         )
@@ -72,13 +71,9 @@ class ClipBackbone(nn.Module):
         with torch.no_grad():
             features = self.clip.encode_image(pixels)
             before = features.last_block_input
-            last = visual.transformer.resblocks[-1]
-            _, _, values = last.attn.in_proj_weight.chunk(3)
-            _, _, bias = last.attn.in_proj_bias.chunk(3)
-            alone = last.attn.out_proj(functional.linear(last.ln_1(before), values, bias))
-            alone = alone + last.mlp(last.ln_2(alone))
-            kinds = [before, visual.ln_post(last(before)) @ visual.proj, visual.ln_post(alone) @ visual.proj]
-            tokens = torch.cat([functional.layer_norm(each.float(), each.shape[-1:])[:, 1:] for each in kinds], dim=2)
+            after = visual.ln_post(visual.transformer.resblocks[-1](before)) @ visual.proj
+            pair = [functional.layer_norm(each, each.shape[-1:])[:, 1:] for each in (before.float(), after.float())]
+        tokens = torch.cat(pair, dim=2)
         return tokens.transpose(1, 2).unflatten(2, features.grid)
 
 
