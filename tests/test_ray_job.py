@@ -46,7 +46,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     folder = Path("/tmp") / f"ray-job-{os.getpid()}"
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", "--num-cpus=3",
-         f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"],
+         f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
+         # Its own too: with the usual one taken by another Ray on this machine, no job would ever find an agent.
+         f"--dashboard-agent-listen-port={free_port()}"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
