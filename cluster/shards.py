@@ -10,9 +10,10 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -101,12 +102,12 @@ def map_shards(
         return
     try:
         with closing(_rows(shards, operators, no_progress_timeout_s, stage)) as rows:
-            for row in rows:
+            for row in chain(rows, _alone(shards, left, operators, no_progress_timeout_s, stage)):
                 timings = json.loads(row.pop(TIMINGS))
                 if on_timings:
                     on_timings(timings)
+                left.remove(row["part"])
                 if "error_type" not in row:
-                    left.remove(row["part"])
                     on_done(row)
                     continue
                 failed.append(row)
@@ -174,7 +175,11 @@ def _line(parts: set[str], reason: str) -> str:
 
 
 def _rows(
-    shards: Sequence[Mapping[str, Any]], operators: Sequence[Operator], no_progress_timeout_s: float, stage: str
+    shards: Sequence[Mapping[str, Any]],
+    operators: Sequence[Operator],
+    no_progress_timeout_s: float,
+    stage: str,
+    num_in_flight: int = NUM_SHARDS_IN_FLIGHT,
 ) -> Generator[dict[str, Any], None, None]:
     context = DataContext.get_current().copy()
     # A block is a shard, however large: Ray Data would cut it at 128 MB.
@@ -188,18 +193,30 @@ def _rows(
     with DataContext.current(context):
         dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
         for operator in operators:
-            dataset = _append(dataset, operator, stage)
+            dataset = _append(dataset, operator, stage, num_in_flight)
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
 
 
-def _append(dataset: ray.data.Dataset, operator: Operator, stage: str) -> ray.data.Dataset:
+def _alone(
+    shards: Sequence[Mapping[str, Any]], left: Set[str], operators: Sequence[Operator], timeout_s: float, stage: str
+) -> Iterator[dict[str, Any]]:
+    """Shards that are left when all others are done, again, none waiting behind another.
+
+    An actor that dies takes along the shard that waits at it, and would do so at every retry.
+    """
+    if len(left) > 1:
+        again = [shard for shard in shards if shard["part"] in left]
+        yield from _rows(again, operators, timeout_s, stage, num_in_flight=1)
+
+
+def _append(dataset: ray.data.Dataset, operator: Operator, stage: str, num_in_flight: int) -> ray.data.Dataset:
     arguments = {"function": operator.function, "arguments": dict(operator.arguments), "stage": stage}
     function: Callable[..., Any]
     if isinstance(operator.function, type):
         function = _Replica
-        pool = ActorPoolStrategy(size=operator.num_replicas, max_tasks_in_flight_per_actor=NUM_SHARDS_IN_FLIGHT)
+        pool = ActorPoolStrategy(size=operator.num_replicas, max_tasks_in_flight_per_actor=num_in_flight)
         options: dict[str, Any] = {"fn_constructor_kwargs": arguments, "compute": pool}
         options |= {"max_restarts": NUM_RESTARTS, "max_task_retries": NUM_RETRIES}
     else:

@@ -14,7 +14,7 @@ import ray
 from ray import cloudpickle
 
 from cluster.resources import ResourceError, plan_replicas
-from cluster.shards import NUM_RETRIES, NUM_SHARDS_IN_FLIGHT, Operator, ShardError, map_shards
+from cluster.shards import NUM_RETRIES, Operator, ShardError, map_shards
 from cluster.storage import StorageError
 
 # The workers can't import the tests.
@@ -102,20 +102,20 @@ def wait_for(block: pa.Table, folder: str) -> pa.Table:
 
 
 def test_a_shard_that_always_kills_its_worker_ends_in_one_line_and_the_others_are_done(tmp_path: Path) -> None:
-    # A shard that waits at an actor behind the one that kills it dies as often; the next start has both again.
-    for operator, num_lost in (
-        (Operator(crash_function, {"folder": str(tmp_path)}), 1),
-        (Operator(Crasher, {"folder": str(tmp_path)}, num_replicas=2), NUM_SHARDS_IN_FLIGHT),
+    for operator in (
+        Operator(crash_function, {"folder": str(tmp_path)}),
+        Operator(Crasher, {"folder": str(tmp_path)}, num_replicas=2),
+        Operator(Crasher, {"folder": str(tmp_path)}, num_replicas=1),  # another shard waits behind it
     ):
         for trace in tmp_path.iterdir():
             trace.unlink()
         rows: list[dict] = []
-        with pytest.raises(ShardError, match=r"^not done: [^:]*part-00003[^:]*: a worker died \d+ times") as caught:
+        with pytest.raises(ShardError, match=r"^not done: part-00003: a worker died \d+ times") as caught:
             map_shards(shards(12), [operator], rows.append)
         assert len(str(caught.value).splitlines()) == 1
-        assert len(rows) >= 12 - num_lost
-        assert str(caught.value).count("part-") == 12 - len(rows)
-        assert 1 <= len(list(tmp_path.iterdir())) <= NUM_RETRIES + 1
+        assert len(rows) == 11
+        # Twice as often where another shard was waiting at the actor.
+        assert 1 <= len(list(tmp_path.iterdir())) <= 2 * (NUM_RETRIES + 1)
 
 
 def crash_function(block: pa.Table, folder: str) -> pa.Table:
