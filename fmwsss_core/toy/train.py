@@ -141,7 +141,9 @@ def clip_loss(
     return total - vote[present].log().mean() - (1 - vote[known & ~present]).log().mean()
 
 
-def train_clip(minutes: float, batch_size: int, start: CLIP | None, seed: int) -> tuple[CLIP, Int[Tensor, " rows"]]:
+def train_clip(
+    minutes: float, batch_size: int, start: CLIP | None, seed: int, rate: float
+) -> tuple[CLIP, Int[Tensor, " rows"]]:
     """A trained CLIP, and the rows of its token embedding that were trained."""
     torch.manual_seed(0)
     model, tokenizer = start or new_clip(), SimpleTokenizer()
@@ -155,7 +157,7 @@ def train_clip(minutes: float, batch_size: int, start: CLIP | None, seed: int) -
         pictures += [picture(scene, rng, True) for scene in batch for _ in range(CLOSE_UPS)]
         return clip_loss(model, bias, tokens[TEMPLATES[rng.integers(len(TEMPLATES))]], pictures)
 
-    train([*model.parameters(), bias], loss, minutes, batch_size, rate=1e-3, seed=seed, away_from_home=AWAY_IN_CAPTIONS)
+    train([*model.parameters(), bias], loss, minutes, batch_size, rate, seed, AWAY_IN_CAPTIONS)
     return model, torch.cat([ids.flatten() for ids in tokens.values()]).unique()
 
 
@@ -259,7 +261,7 @@ def decode(
     return masks.unflatten(0, (len(points), -1)), predicted_iou.unflatten(0, (len(points), -1))
 
 
-def train_sam(minutes: float, batch_size: int, start: Sam | None, seed: int) -> Sam:
+def train_sam(minutes: float, batch_size: int, start: Sam | None, seed: int, rate: float) -> Sam:
     """A trained SAM."""
     torch.manual_seed(0)
     model, rng = start or new_sam(), np.random.default_rng(0)
@@ -272,10 +274,10 @@ def train_sam(minutes: float, batch_size: int, start: Sam | None, seed: int) -> 
             lambda batch: head(model, encode(model, batch), batch),
             0.15 * minutes,
             2 * batch_size,
-            rate=2e-3,
-            seed=seed,
+            2 * rate,
+            seed,
         )
-    train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate=1e-3, seed=seed)
+    train(parameters, lambda batch: sam_loss(model, head, batch, rng), minutes, batch_size, rate, seed)
     return model
 
 
@@ -316,15 +318,17 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--go-on", action="store_true", help="start from the weights in the package")
     parser.add_argument("--seed", type=int, default=FIRST_TRAINING_SEED, help="of the first scene; new ones to go on")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of learning, at its highest")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    schedule = (arguments.seed, arguments.rate)
     if arguments.model == "clip":
-        trained, rows = train_clip(arguments.minutes, 12, toy_clip() if arguments.go_on else None, arguments.seed)
+        trained, rows = train_clip(arguments.minutes, 12, toy_clip() if arguments.go_on else None, *schedule)
         save_model(trained, arguments.out / "clip.safetensors", rows)
     else:
         save_model(
-            train_sam(arguments.minutes, 4, toy_sam() if arguments.go_on else None, arguments.seed),
+            train_sam(arguments.minutes, 4, toy_sam() if arguments.go_on else None, *schedule),
             arguments.out / "sam.safetensors",
         )
