@@ -49,8 +49,8 @@ from jobs.stage import begin_stage, run_sharded
 SHARD_ROWS = 32  # what a run file has if it says nothing
 NODE_SHARD_ROWS = 16  # of the first part, whose end waits for the last shard
 NUM_MASKS = 12
-# What the method does with SAM's masks (suppression, cleaning, occupation filter) is its own work, not ours around it.
 DEFAULTS = ProposalSettings()
+# What the method does with SAM's masks (suppression, cleaning, occupation filter) is its own work, not ours around it.
 AS_FOUND = ProposalSettings(min_region_area_px=0, occupation_threshold=None)
 OBJECT_STORE_BYTES = 300_000_000
 IDS = pa.schema([("image_id", pa.string())])
@@ -220,7 +220,7 @@ def overheads(folder: Path, num_images: int) -> dict[str, float]:
     took = {"ingest": _ingest_ms(run, sources)}
     parts = [part_name(index) for index in range(-(-num_images // SHARD_ROWS))]
     replica = Operator(IdleSam, {"seconds_per_image": 0, "height_px": size[0], "width_px": size[1]}, num_cpus=0.5)
-    for name, settings in {"propose": ProposalSettings(), "propose, masks as found": AS_FOUND}.items():
+    for name, settings in {"propose": DEFAULTS, "propose, masks as found": AS_FOUND}.items():
         took[name] = _chain_ms(parts, propose_chain(run, replica, 0.5, settings), num_images)
     return took
 
