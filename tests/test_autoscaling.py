@@ -6,9 +6,6 @@ ended by Ray's real autoscaler.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,7 +23,7 @@ from cluster.resources import ResourceError, plan_replicas
 from cluster.session import session
 from cluster.shards import map_shards
 from cluster.storage import Folder
-from tests.test_ray_job import RAY, ROOT, free_port
+from tests.heads import ROOT, free_port, serve_head, token_environment
 
 MAX_NODES = 2
 IDLE_MINUTES = 0.1
@@ -60,14 +57,9 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def autoscaling(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """A head whose autoscaler may bring two nodes with a GPU each: its address, and the environment of a driver."""
-    port, folder = free_port(), Path("/tmp") / f"autoscale-{os.getpid()}"
-    token = tmp_path / "token"
-    token.write_text("a" * 64)
-    token.chmod(0o600)
+    port = free_port()
     environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        **token_environment(tmp_path),
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PYTHONPATH": str(ROOT),
@@ -81,18 +73,9 @@ def autoscaling(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     }
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump({**CLUSTER, "provider": provider}))
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--node-ip-address=127.0.0.1",
-         "--include-dashboard=false", f"--temp-dir={folder}", f"--autoscaling-config={file}"],
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    options = [f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--autoscaling-config={file}"]
+    with serve_head(options, environment):
         yield f"127.0.0.1:{port}", environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.timeout(600)

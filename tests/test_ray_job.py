@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,40 +15,23 @@ import ray
 import yaml
 
 from jobs.run_file import load_config
-
-ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.heads import RAY, ROOT, free_port, serve_head, token_environment
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A head with a dashboard, token authentication on: its address for jobs, and the environment of a client."""
-    tmp_path = tmp_path_factory.mktemp("head")
-    (tmp_path / "token").write_text("a" * 64)
-    (tmp_path / "token").chmod(0o600)
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    port, dashboard = free_port(), free_port()
-    # Sockets of the head live below its folder, and their paths may not be long.
-    folder = Path("/tmp") / f"ray-job-{os.getpid()}"
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", "--num-cpus=3",
-         f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
-         # Its own too: with the usual one taken by another Ray on this machine, no job would ever find an agent.
-         f"--dashboard-agent-listen-port={free_port()}"],
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    environment = token_environment(tmp_path_factory.mktemp("head"))
+    dashboard = free_port()
+    options = [
+        f"--port={free_port()}",
+        "--num-cpus=3",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        # Its own too: with the usual one taken by another Ray on this machine, no job would ever find an agent.
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
+    with serve_head(options, environment) as process:
         deadline = time.monotonic() + 120
         while True:
             with socket.socket() as probe:
@@ -61,11 +41,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
             assert time.monotonic() < deadline
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}", environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from ray import cloudpickle
 
 from cluster.progress import StageProgress, running
 from cluster.shards import Operator, map_shards
-from tests.test_ray_job import free_port
+from tests.heads import free_port
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 ROOT = Path(__file__).parents[2]
