@@ -2,20 +2,22 @@
 
     python -m benchmarks.prompt_step [--batches 1 4 8] [--json FILE]
 
-The authors' way (method M2.1 a): the text tower over all 77 positions; for every positive the gradient of its score
-with respect to the activation of the whole batch, with a graph of its own; then one backward pass through them all,
-which ends at the contexts. Ours: with the image tower in the loop, from the cached input of its last block, and from
-the cached product F J, whose preparation is timed too. Each side runs in a process of its own for its peak memory,
-and all in one process for their times and differences.
+The authors' way (method M2.1 a; HAL-42/FMA-WSSS, src/libs/coop): the text tower over all 77 positions; attention maps
+kept from every block; the gradient of every positive's score with respect to the activation of the whole batch, all of
+them in one batched product with a graph of its own; then `backward()` through them all, to the contexts and to the
+activation, which is a leaf of their graph. "One by one" is a kinder double backward: the gradients in a loop, fused
+attention in the frozen blocks, and the second backward pass only towards the contexts. Ours: with the image tower in
+the loop, from the cached input of its last block, and from the cached product F J, whose preparation is timed too.
+Each side runs in a process of its own for its peak memory, and all in one process for times and differences.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
@@ -44,7 +46,7 @@ class Problem:
     def __init__(self, batch: int) -> None:
         torch.manual_seed(0)
         self.model: Any = open_clip.create_model("ViT-B-16", pretrained=None).eval()
-        self.clip = FrozenClip(self.model, identity="random")
+        self.clip = FrozenClip(self.model.requires_grad_(False), identity="random")
         self.learner = PromptLearner(
             self.clip, VOC12, context="unified", name_position="end", backgrounds="named", init_std=0.02
         )
@@ -89,10 +91,33 @@ class Problem:
 
     def authors(self) -> tuple[Tensor, Tensor]:
         """A step as the authors' program takes it."""
+        self.learner.context.grad = None
+        activation, logits, scores = self._authors_forward(self._image_tower_with_attention())
+        image = self.present.nonzero()[:, 0]
+        gradients = torch.autograd.grad(
+            scores, activation, torch.eye(len(scores)), create_graph=True, is_grads_batched=True
+        )[0]
+        mean = gradients[torch.arange(len(scores)), image, 1:].mean(1)
+        loss = self.loss(logits, torch.einsum("pnk,pk->pn", activation.detach()[image, 1:], mean))
+        loss.backward()
+        assert self.learner.context.grad is not None
+        return loss.detach(), self.learner.context.grad
+
+    def one_by_one(self) -> tuple[Tensor, Tensor]:
+        """The same with nothing computed that is not needed for a double backward."""
+        activation, logits, scores = self._authors_forward(self.clip.encode_image(self.pixels).last_block_input)
+        maps = []
+        for i, score in zip(self.present.nonzero()[:, 0].tolist(), scores, strict=True):
+            gradient = torch.autograd.grad(score, activation, create_graph=True)[0]
+            maps.append(activation.detach()[i, 1:] @ gradient[i, 1:].mean(0))
+        loss = self.loss(logits, torch.stack(maps))
+        return loss.detach(), torch.autograd.grad(loss, self.learner.context)[0]
+
+    def _authors_forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the input of the last block: its activation, the logits, the score of every positive."""
         learner = self.learner
         texts = self._whole_text_tower(learner.token_embeddings()[learner.tree.path], learner.tree.end)
         foreground, background = texts[learner._foreground_rows], texts[learner._background_rows]
-        x = self.clip.encode_image(self.pixels).last_block_input
         block = self.model.visual.transformer.resblocks[-1]
         activation = block.ln_1(x).detach().requires_grad_()
         x = x + block.attn(activation, activation, activation, need_weights=True)[0]
@@ -100,15 +125,20 @@ class Problem:
         image = functional.normalize(self.model.visual.ln_post(x)[:, 1:].mean(1) @ self.model.visual.proj, dim=-1)
         scale = self.model.logit_scale.exp()
         logits, background_logits = scale * image @ foreground.T, scale * image @ background.T
-        maps = []
-        for i, c in self.present.nonzero().tolist():
-            candidates = torch.cat([logits[i][self.present[i]], background_logits[i]])
-            score = (logits[i, c] - candidates.logsumexp(0)).exp()
-            gradient = torch.autograd.grad(score, activation, create_graph=True)[0]
-            maps.append(activation.detach()[i, 1:] @ gradient[i, 1:].mean(0))
-        loss = self.loss(logits, torch.stack(maps))
-        # Only towards the contexts: their program's `backward()` would also fill the gradient of the activation.
-        return loss.detach(), torch.autograd.grad(loss, learner.context)[0]
+        absent = torch.cat([~self.present, torch.zeros_like(background_logits, dtype=torch.bool)], 1)
+        scores = torch.cat([logits, background_logits], 1).masked_fill(absent, -torch.inf).softmax(1)
+        return activation, logits, scores[:, : logits.shape[1]][self.present]
+
+    def _image_tower_with_attention(self) -> Tensor:
+        visual = self.model.visual
+        x, attention = visual._embeds(self.pixels), []
+        for block in visual.transformer.resblocks[:-1]:
+            y = block.ln_1(x)
+            y, weights = block.attn(y, y, y, need_weights=True)
+            attention.append(weights)
+            x = x + y
+            x = x + block.mlp(block.ln_2(x))
+        return x
 
     def _whole_text_tower(self, embeddings: Tensor, ends: Tensor) -> Tensor:
         length = self.model.context_length
@@ -128,12 +158,18 @@ def seconds(step: Step, repeats: int) -> float:
     return min(times)
 
 
+def _high_water_bytes() -> int:
+    # Not `ru_maxrss`: a new process starts with its parent's.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def _peak(side: str, batch: int, num_threads: int, answers: Any) -> None:
     torch.set_num_threads(num_threads)
     problem = Problem(batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_bytes()
     problem.authors() if side == "authors" else problem.ours("none")
-    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    answers.put(_high_water_bytes() - before)
 
 
 def peak_bytes(side: str, batch: int) -> int:
@@ -154,6 +190,7 @@ def measure(batch: int, repeats: int) -> dict[str, Any]:
     prepare_s = problem.prepare_product(1)
     times = {
         "authors": seconds(problem.authors, repeats),
+        "one_by_one": seconds(problem.one_by_one, repeats),
         "none": seconds(lambda: problem.ours("none"), repeats + 1),
         "input": seconds(lambda: problem.ours("input"), repeats + 1),
         "product": seconds(lambda: problem.ours("product"), repeats + 1),
@@ -163,6 +200,7 @@ def measure(batch: int, repeats: int) -> dict[str, Any]:
         "batch": batch,
         "positives": int(problem.present.sum()),
         "authors_s": times["authors"],
+        "one_by_one_s": times["one_by_one"],
         "ours_s": times["none"],
         "cached_input_s": times["input"],
         "cached_s": times["product"],
