@@ -235,10 +235,9 @@ class FrozenClip(nn.Module):
         *blocks, last = model.transformer.resblocks
         x = token_embeddings + model.positional_embedding[tree.position]
         for block in blocks:
-            x = _after_attention(block, x, _attend_along(block, x, tree)[tree.owner, tree.position])
-        prompts = torch.arange(len(tree.end), device=x.device)
-        attended = _attend_along(last, x, tree)[prompts, tree.end]
-        x = _after_attention(last, x[tree.path[:, -1]], attended)
+            x = _after_attention(block, x, _attend_in_tree(block, x, tree))
+        ends = tree.path[:, -1]
+        x = _after_attention(last, x[ends], _attend_in_tree(last, x, tree)[ends])
         # Logits are cosines times a hundred: their last step keeps its digits, under autocast too.
         with torch.autocast(x.device.type, enabled=False):
             x, projection = model.ln_final(x), model.text_projection
@@ -269,13 +268,16 @@ def _check_supported(model: CLIP) -> None:
         raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
 
 
-def _attend_along(block: Any, x: Tensor, tree: TokenTree) -> Tensor:
-    """Causal attention along every prompt of a tree: (prompts, length, width)."""
-    query, key, value = (
-        heads[0][:, tree.path].transpose(0, 1) for heads in split_heads(block.attn, block.ln_1(x)[None])
-    )
-    attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return _joined(attended)
+def _attend_in_tree(block: Any, x: Tensor, tree: TokenTree) -> Tensor:
+    """Causal attention of every node of a tree to those above it: (nodes, width)."""
+    query, key, value = split_heads(block.attn, block.ln_1(x)[None])
+    num_prompts, length = tree.path.shape
+    # One product of all nodes has no copies to add up on the way back; of many that share little it is mostly masked.
+    if len(x) ** 2 <= 4 * num_prompts * length**2:
+        return _joined(functional.scaled_dot_product_attention(query, key, value, attn_mask=tree.above))[0]
+    query, key, value = (heads[0][:, tree.path].transpose(0, 1) for heads in (query, key, value))
+    along = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return _joined(along)[tree.owner, tree.position]
 
 
 def _joined(heads: Tensor) -> Tensor:

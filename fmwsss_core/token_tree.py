@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -20,6 +20,7 @@ class TokenTree:
         path: the nodes of each prompt in order, filled up with its last one.
         end: last position of each prompt.
         owner: one of the prompts that each node belongs to.
+        above: whether the second node is the first one, or comes before it in its prompts.
     """
 
     symbols: tuple[Hashable, ...]
@@ -27,10 +28,11 @@ class TokenTree:
     path: Int[Tensor, "prompts length"]
     end: Int[Tensor, "prompts"]
     owner: Int[Tensor, "nodes"]
+    above: Bool[Tensor, "nodes nodes"]
 
     def to(self, device: torch.device) -> TokenTree:
         """The same on another device."""
-        moved = (tensor.to(device) for tensor in (self.position, self.path, self.end, self.owner))
+        moved = (tensor.to(device) for tensor in (self.position, self.path, self.end, self.owner, self.above))
         return TokenTree(self.symbols, *moved)
 
 
@@ -54,10 +56,15 @@ def token_tree(prompts: Sequence[Sequence[Hashable]]) -> TokenTree:
             path.append(node)
         paths.append(path)
     length = max(map(len, paths))
+    above = torch.zeros(len(symbols), len(symbols), dtype=torch.bool)
+    for path in paths:
+        for place, node in enumerate(path):
+            above[node, path[: place + 1]] = True
     return TokenTree(
         symbols=tuple(symbols),
         position=torch.tensor(position),
         path=torch.tensor([path + path[-1:] * (length - len(path)) for path in paths]),
         end=torch.tensor([len(path) - 1 for path in paths]),
         owner=torch.tensor(owner),
+        above=above,
     )

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.prompts import PromptLearner, handmade_embeddings
-from fmwsss_core.vocabulary import Vocabulary
+from fmwsss_core.vocabulary import VOC12, Vocabulary
 from tests.references import clip as reference
 
 torch.set_num_threads(1)
@@ -108,29 +109,32 @@ def test_numbers_of_contexts_and_prompts(clip: FrozenClip, context, backgrounds,
 @pytest.mark.parametrize("context", ["unified", "class-specific"])
 @pytest.mark.parametrize("position", ["end", "front", "middle"])
 @pytest.mark.parametrize("backgrounds", ["named", "learned"])
-def test_every_kind_of_prompt_against_the_whole_text_tower(clip: FrozenClip, context, position, backgrounds):
+@pytest.mark.parametrize("vocabulary", [TINY, VOC12], ids=["tiny", "voc"])
+def test_every_kind_of_prompt_against_the_whole_text_tower(
+    clip: FrozenClip, context, position, backgrounds, vocabulary: Vocabulary
+):
     learner = PromptLearner(
-        clip, TINY, context=context, name_position=position, num_context=3, backgrounds=backgrounds, num_backgrounds=2,
-        init_std=0.5,
+        clip, vocabulary, context=context, name_position=position, num_context=3, backgrounds=backgrounds,
+        num_backgrounds=2, init_std=0.5,
     )  # fmt: skip
-    direction = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    def gradient(texts: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad((texts * direction).sum(), learner.context)[0]
-
-    names = [*TINY.prompts, *(TINY.backgrounds if backgrounds == "named" else ["", ""])]
+    names = [*vocabulary.prompts, *(vocabulary.backgrounds if backgrounds == "named" else ["", ""])]
     num_before = {"end": 3, "front": 0, "middle": 1}[position]
     whole = []
     for row, name in enumerate(names):
         is_nameless = name == ""
         if context == "unified":
-            vectors = learner.context[1 + row - len(TINY.classes) if is_nameless else 0]
+            vectors = learner.context[1 + row - len(vocabulary.classes) if is_nameless else 0]
         else:
             vectors = learner.context[row]
         words = clip.token_ids([f"{name}."])[0]
         inside = clip.token_embeddings(words)[: int((words > 0).sum())]
         stop = len(inside) - 2  # the name's tokens lie between [SOS] and the full stop
         whole.append(torch.cat([inside[:1], vectors[:num_before], inside[1:stop], vectors[num_before:], inside[stop:]]))
+    direction = torch.randn(len(whole), 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def gradient(texts: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad((texts * direction).sum(), learner.context)[0]
+
     expected = reference.whole_text_tower(clip.model, whole)
     ours = torch.cat(learner())
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
@@ -144,6 +148,24 @@ def test_what_prompts_have_in_common_is_computed_once(clip: FrozenClip):
     assert len(shared.tree.symbols) <= 17 + sum(lengths) - 17 * len(lengths)
     own = PromptLearner(clip, TINY, context="class-specific", name_position="end", num_context=16, backgrounds="named")
     assert len(own.tree.symbols) == sum((own.tree.end + 1).tolist()) - (len(own.tree.end) - 1)  # [SOS] alone is shared
+
+
+def test_prompts_that_share_little_attend_along_each(clip: FrozenClip, monkeypatch: pytest.MonkeyPatch):
+    """Of the two ways of `_attend_in_tree`, the one that is cheaper; the test above holds both to the whole tower."""
+    masks = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*heads: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
+        masks.append(attn_mask is not None)
+        return attend(*heads, attn_mask=attn_mask, is_causal=is_causal)
+
+    monkeypatch.setattr("fmwsss_core.clip.functional.scaled_dot_product_attention", spy)
+    kinds: tuple[tuple[Literal["unified", "class-specific"], bool], ...]
+    kinds = (("unified", True), ("class-specific", False))
+    for context, is_masked in kinds:
+        PromptLearner(clip, VOC12, context=context, name_position="end", num_context=3, backgrounds="named")()
+        assert set(masks) == {is_masked}
+        masks.clear()
 
 
 def test_only_the_contexts_train(clip: FrozenClip):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fmwsss_core.token_tree import token_tree
 
@@ -22,3 +23,11 @@ def test_a_node_is_a_beginning_and_every_prompt_can_be_read(prompts: list[list[i
     assert len(tree.symbols) == len(beginnings)
     for node, (owner, place) in enumerate(zip(tree.owner.tolist(), tree.position.tolist(), strict=True)):
         assert int(tree.path[owner, place]) == node
+    whole = [owner[:place] for owner, place in zip(_symbols(prompts, tree.owner), tree.position + 1, strict=True)]
+    for node, beginning in enumerate(whole):
+        above = [tuple(other) for other, is_above in zip(whole, tree.above[node].tolist(), strict=True) if is_above]
+        assert sorted(above) == sorted(tuple(beginning[: i + 1]) for i in range(len(beginning)))
+
+
+def _symbols(prompts: list[list[int]], owner: Tensor) -> list[list[int]]:
+    return [prompts[row] for row in owner.tolist()]
