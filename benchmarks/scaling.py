@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from PIL import Image
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.cluster_utils import Cluster
 
 from benchmarks.table import show, write_json
@@ -52,7 +53,7 @@ NUM_MASKS = 12
 DEFAULTS = ProposalSettings()
 # What the method does with SAM's masks (suppression, cleaning, occupation filter) is its own work, not ours around it.
 AS_FOUND = ProposalSettings(min_region_area_px=0, occupation_threshold=None)
-OBJECT_STORE_BYTES = 300_000_000
+OBJECT_STORE_BYTES = 80_000_000  # about the least that Ray takes
 IDS = pa.schema([("image_id", pa.string())])
 
 
@@ -108,7 +109,9 @@ def main() -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # as cluster/session.py
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         if arguments.memory:
-            write_json(arguments.json, memory(Path(name), 20_000))
+            measured = memory(Path(name), 20_000)
+            show(measured["rows"], f"20,000 images, object store of {OBJECT_STORE_BYTES // 10**6} MB; peaks so far")
+            write_json(arguments.json, measured)
             return
         busy = {num_nodes: busy_share(Path(name), num_nodes, arguments.images) for num_nodes in (1, 2, 4)}
         efficiency = {str(num_nodes): round(share / busy[1], 4) for num_nodes, share in busy.items()}
@@ -281,7 +284,7 @@ def start_ids(block: pa.Table, num_rows: int) -> pa.Table:
 
 
 def memory(folder: Path, num_images: int) -> dict[str, Any]:
-    """All stages that have parts, around models that take no time, on 64 x 64 pixels; peaks of resident memory."""
+    """All stages that have parts, around models that take no time, on 64 x 64 pixels; peaks of memory."""
     size = (64, 64)
     run = Run(Folder(str(folder / "memory")))
     data = photograph(*size)
@@ -310,14 +313,19 @@ def memory(folder: Path, num_images: int) -> dict[str, Any]:
         }
         with peak_memory() as peaks:
             took = {"images": _ingest_ms(run, sources)}
-            rows.append({"stage": "images", "ms_per_image": took["images"], **peaks})
+            rows.append({"stage": "images", "ms_per_image": took["images"], **peaks, **_object_store()})
             for stage, chain in chains.items():
                 took[stage] = _chain_ms(parts, chain, num_images)
-                rows.append({"stage": stage, "ms_per_image": took[stage], **peaks})
+                rows.append({"stage": stage, "ms_per_image": took[stage], **peaks, **_object_store()})
         counted = {stage: run.count_rows(stage, run.folder.child(stage).list("part-")) for stage in took}
     assert set(counted.values()) == {num_images}, counted
-    show(rows, f"{num_images} images, object store of {OBJECT_STORE_BYTES // 10**6} MB; peaks so far, in MiB")
     return {"images": num_images, "object_store_bytes": OBJECT_STORE_BYTES, "rows": rows}
+
+
+def _object_store() -> dict[str, float]:
+    """What went through the object store since Ray started, and what of it had to go to disk."""
+    stats = get_memory_info_reply(get_state_from_address()).store_stats
+    return {"passed_mib": stats.cumulative_created_bytes / 2**20, "spilled_mib": stats.spilled_bytes_total / 2**20}
 
 
 @contextlib.contextmanager
