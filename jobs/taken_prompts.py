@@ -20,9 +20,8 @@ def take(config: RunConfig, run: Run, which: Literal["classification", "segmenta
     Raises:
         ValueError: there are none, or they belong to another CLIP or another vocabulary; the message says which.
     """
-    assert config.prompts is not None
     stage = f"prompts/{which}"
-    source = Folder(config.prompts).child(stage)
+    source = _source(config, which)
     data = read_prompts(config, which)
     inputs = {
         "clip": config.clip.model_dump(),
@@ -46,11 +45,15 @@ def read_prompts(config: RunConfig, which: Literal["classification", "segmentati
     Raises:
         StageError: there is none.
     """
-    assert config.prompts is not None
-    folder = Folder(config.prompts).child(f"prompts/{which}")
+    folder = _source(config, which)
     if not folder.exists(PROMPTS_FILE):
         raise StageError(f"prompts: {config.prompts} has no {which} prompts ({folder.url}/{PROMPTS_FILE})")
     return folder.read(PROMPTS_FILE)
+
+
+def _source(config: RunConfig, which: str) -> Folder:
+    assert config.prompts is not None
+    return Folder(config.prompts).child(f"prompts/{which}")
 
 
 def check(spec: ModelSpec, vocabulary: Vocabulary, data: bytes, name: str) -> None:
