@@ -26,8 +26,7 @@ from cluster.storage import FileError, Folder, StorageError
 
 CLAIMS = "_driver"
 BEAT_S = 5.0
-# Twelve beats: longer than what a store may be out of order while a driver waits for it.
-SILENT_S = 60.0
+SILENT_S = 60.0  # twelve beats; time in which the store itself gives no answer is not counted
 NUM_ATTEMPTS = 3
 
 
@@ -70,6 +69,10 @@ def hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Itera
                 beat(number)
 
     thread = threading.Thread(target=keep_beating, daemon=True, name="claim")
+    # A shell starts what runs in the background deaf to it, and it is how `keep_beating` stops this driver.
+    was_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if was_deaf:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:
         yield
@@ -82,6 +85,8 @@ def hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Itera
     finally:
         ended.set()
         thread.join()
+        if was_deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Found dead by the next driver if the store can't be reached now.
         with contextlib.suppress(StorageError):
             claims.delete([name])
@@ -134,7 +139,9 @@ def _remove_if_dead(folder: Folder, claims: Folder, name: str, claim: dict[str, 
         deadline = time.monotonic() + SILENT_S
         while time.monotonic() < deadline:
             time.sleep(min(BEAT_S / 2, SILENT_S / 4))
+            asked_s = time.monotonic()
             now = read_claims(folder).get(name)
+            deadline += time.monotonic() - asked_s
             if now is None:
                 return
             if now.get("beat") != claim.get("beat"):

@@ -40,6 +40,7 @@ class SegmenterSpec:
         resnet: of a DeepLabV3+.
         weights: to begin with: a folder (path or URL) that `save_pretrained` wrote, of a whole Mask2Former or of its
             backbone; or a checkpoint of torchvision's ResNet.
+        weights_sha256: of that checkpoint; one from a URL must have it.
         factory: `package.module:function`, called with the number of classes; returns a Mask2Former of `transformers`,
             or a `Segmenter`.
         clip: the run's CLIP, of use where `backbone` has `model_type: clip`.
@@ -53,6 +54,7 @@ class SegmenterSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     resnet: str = "resnet101"
     weights: str | None = None
+    weights_sha256: str | None = None
     factory: str | None = None
     clip: ModelSpec | None = None
     random_seed: int = 0
@@ -74,7 +76,7 @@ def new_segmenter(spec: SegmenterSpec) -> Segmenter:
         if spec.network == "deeplabv3plus":
             model = DeepLabV3Plus(len(spec.class_names), spec.resnet, spec.random_seed)
             if spec.weights:
-                state = load_state(weights_file(ModelSpec(weights=spec.weights)))
+                state = load_state(weights_file(ModelSpec(weights=spec.weights, sha256=spec.weights_sha256)))
                 missing, _ = model.resnet.load_state_dict(state, strict=False)
                 if missing:
                     raise ModelError(f"{spec.weights} is no checkpoint of a {spec.resnet}: it has no {missing[0]}")

@@ -44,15 +44,19 @@ class TrainPlan:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-def plan_training(num_workers: int | tuple[int, int]) -> TrainPlan:
-    """A GPU for every worker if the cluster has that many (for the least of them), else none."""
+def plan_training(num_workers: int | tuple[int, int], max_gpus: int | None) -> TrainPlan:
+    """A GPU for every worker if the cluster has, or may bring, that many (for the least of them), else none.
+
+    Args:
+        num_workers: or least and most.
+        max_gpus: GPUs that the cluster's autoscaler may bring; those that were there may have gone home.
+    """
     have = ray.cluster_resources()
+    gpus = max(have.get("GPU", 0.0), max_gpus or 0)
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     cpus = have.get("CPU", 1.0)
     # Half of the CPUs at the most: the other half draws batches.
-    return TrainPlan(
-        num_workers, have.get("GPU", 0) >= least, min(1.0, cpus / (2 * most)), max(1, int(cpus / 2 / most))
-    )
+    return TrainPlan(num_workers, gpus >= least, min(1.0, cpus / (2 * most)), max(1, int(cpus / 2 / most)))
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:

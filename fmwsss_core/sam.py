@@ -8,6 +8,7 @@ grow with the image; what comes after the network needs no torch and is done els
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -122,6 +123,7 @@ def decode_crops(
             "proposals need 3 (sub-part, part, whole)."
         )
     height, width = image.shape[:2]
+    batch = _Batch(settings.points_per_batch)
     for box, layer in zip(*generate_crop_boxes((height, width), settings.crop_layers, _CROP_OVERLAP), strict=True):
         left, top, right, bottom = box
         if right <= left or bottom <= top:  # an image of a few pixels cannot be cut any further
@@ -129,7 +131,8 @@ def decode_crops(
         with _precision(sam, settings):
             encoded = encode_image(sam, image[top:bottom, left:right], settings.compiled)
         points = _grid(encoded, settings.points_in_layer(layer), sam.device)
-        yield DecodedCrop((left, top, right, bottom), encoded.input_size, _decode(sam, encoded, points, settings))
+        masks = _decode(sam, encoded, points, settings, batch)
+        yield DecodedCrop((left, top, right, bottom), encoded.input_size, masks)
 
 
 @torch.inference_mode()
@@ -228,9 +231,16 @@ def _detect_in_crop(
     return survivors, bits
 
 
+@dataclasses.dataclass
+class _Batch:
+    """How many points go through the decoder together: what an image's first crop found to fit, the others keep."""
+
+    num_points: int | None
+
+
 @torch.inference_mode()
 def _decode(
-    sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings
+    sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings, batch: _Batch
 ) -> Iterator[DecodedMasks]:
     """The masks of all points whose predicted IoU passed, in batches; without those that have none."""
     wholes = (torch.arange(NUM_LEVELS, device=points.device) == WHOLE) * settings.whole_bonus
@@ -242,7 +252,7 @@ def _decode(
 
     with _precision(sam, settings):
         decoder = PointDecoder(sam, encoded.features)
-    size = settings.points_per_batch or _automatic_batch(encoded.features)
+    size = batch.num_points = batch.num_points or _automatic_batch(encoded.features)
     begin = 0
     while begin < len(points):
         try:
@@ -251,7 +261,7 @@ def _decode(
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-            size //= 2
+            size = batch.num_points = size // 2
             continue
         begin += size
         if len(decoded.level) > 0:

@@ -76,7 +76,7 @@ class VocabularySection(Section):
 
     classes: list[str]
     prompts: list[str] | None = None
-    backgrounds: list[str] = []
+    backgrounds: list[str] | None = None  # null: those of VOC that are no word of a class or prompt
 
 
 class ModelSection(Section):
@@ -146,7 +146,7 @@ class LearnSection(Section):
     num_context: Count = 16
     init_std: Annotated[float, Field(gt=0)] = 0.02
     backgrounds: Literal["named", "learned"]
-    num_backgrounds: Count = 25
+    num_backgrounds: Annotated[int, Field(ge=0)] = 25
     classification_loss: Literal["mcl", "bce"] = "mcl"
     cam_loss: Literal["cal", "relative-cal", "ce"] = "cal"
     cam_loss_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -181,6 +181,14 @@ class LearnSection(Section):
         if self.epochs is not None:
             return max(1, round(self.epochs * batches_per_epoch))
         return min(1800, max(200, 25 * batches_per_epoch))
+
+    def check_warmup(self, name: str, num_iterations: int) -> None:
+        """ValueError if there is nothing but warm-up; `name` is the key of these settings below `learn`."""
+        if self.warmup_iterations >= num_iterations:
+            raise ValueError(
+                f"prompts/{name} would take {num_iterations} iterations, and learn.{name}.warmup_iterations is "
+                f"{self.warmup_iterations}: nothing would be learned; lower it, or raise epochs"
+            )
 
 
 class LearnStages(Section):
@@ -238,6 +246,7 @@ class SegmenterSection(Section):
     options: dict[str, Any] = {}  # settings of transformers' Mask2FormerConfig
     resnet: str = "resnet101"  # of a DeepLabV3+
     weights: str | None = None  # to begin with: of the whole network, or of its backbone
+    weights_sha256: str | None = None  # of a DeepLabV3+'s, which from a URL must have it
     factory: str | None = None
     rounds: Annotated[int, Field(ge=1, le=5)] = 1  # of training and, between them, making better seeds by refinement
 
@@ -274,6 +283,8 @@ class SegmenterSection(Section):
             raise ValueError("`validate_every` needs `validation`: images with truth")
         if self.factory and self.weights:
             raise ValueError("a factory loads its own weights: leave out `weights`")
+        if self.weights_sha256 and not (self.weights and self.network == "deeplabv3plus"):
+            raise ValueError("`weights_sha256` is of the one file that `network: deeplabv3plus` takes as `weights`")
         return self
 
 
@@ -302,8 +313,14 @@ class ClusterSection(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
     max_gpus: Count | None = None  # that an autoscaler may bring; left out, those that are there
     num_threads: Count = 2  # of each replica and training worker; not what a machine has, so that bytes do not change
-    train_workers: Count | tuple[Count, Count] = 1  # or least and most: then as many as the cluster has room for
+    train_workers: Count | tuple[Count, Count] = 1  # or [least, most]: then as many as the cluster has room for
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _least_first(self) -> ClusterSection:
+        if isinstance(self.train_workers, tuple) and self.train_workers[0] > self.train_workers[1]:
+            raise ValueError(f"train_workers is [least, most], got {list(self.train_workers)}")
+        return self
 
 
 class RunConfig(Section):

@@ -138,8 +138,8 @@ class _Steps(HookBase):
             self.board.set.remote(done, f"loss {entry['loss']:.3f}")
         self._look_for_miou()
         if time.monotonic() - self.last_saved_s > job.checkpoint_every_s:
-            self.last_saved_s = time.monotonic()
             self._save()
+            self.last_saved_s = time.monotonic()
 
     def after_train(self) -> None:
         """Stores the trained segmenter."""

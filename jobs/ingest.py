@@ -47,13 +47,16 @@ def run(config: RunConfig, run: Run) -> Receipt:
         "limits": config.limits.model_dump(),
     }
     complete = run.receipt(STAGE)
-    if complete and all(complete.inputs.get(key) == value for key, value in settings.items()):
-        # The images are in the run; the dataset may have gone.
+    is_same = complete is not None and all(complete.inputs.get(key) == value for key, value in settings.items())
+    # The images are in the run; the dataset may have gone. Only a folder to be predicted is looked at again.
+    if complete and is_same and config.dataset.kind != "unlabelled":
         return complete
     sources = pa.Table.from_pylist([asdict(source) for source in sources_of(config.dataset)], schema=SOURCES)
     listing = hashlib.sha256(json.dumps(sources.to_pylist()).encode()).hexdigest()[:16]
     # Which image is in which shard must not change between two starts.
     started = begin_stage(run, STAGE, {**settings, "listing": listing}, [])
+    if started.receipt:
+        return started.receipt
     parts = [part_name(index) for index in range(-(-sources.num_rows // config.shard_rows))]
     arguments = {
         "run": run,

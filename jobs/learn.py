@@ -12,7 +12,7 @@ from cluster.progress import StageProgress, watch_board
 from cluster.storage import Folder
 from cluster.training import plan_training, train
 from jobs import checkpoint, taken_prompts
-from jobs.batches import BatchSource, count_rows
+from jobs.batches import BatchSource, batches_per_epoch, count_rows
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
@@ -57,6 +57,23 @@ class LearnJob:
     num_threads: int
     num_feeders: int
     checkpoint_every_s: float
+
+
+def check_lengths(config: RunConfig, num_images: int) -> str:
+    """How long each set of prompts will be learned, in words.
+
+    Raises:
+        ValueError: one of them has nothing but warm-up.
+    """
+    if config.prompts is not None:
+        return "none are learned"
+    told = []
+    for which in ("classification", "segmentation"):
+        section: LearnSection = getattr(config.learn, which)
+        num_iterations = section.num_iterations(batches_per_epoch(num_images, section.batch_size))
+        section.check_warmup(which, num_iterations)
+        told.append(f"{num_iterations} iterations of {section.batch_size} for {which}")
+    return ", ".join(told)
 
 
 def run(
@@ -112,12 +129,8 @@ def run(
             f"stage {stage}: there is no image to learn from; the failures table tells what happened to them"
         )
     num_iterations = section.num_iterations(source.batches_per_epoch)
-    if section.warmup_iterations >= num_iterations:
-        raise StageError(
-            f"stage {stage} takes {num_iterations} iterations, and learn.{which}.warmup_iterations is "
-            f"{section.warmup_iterations}: nothing would be learned; lower it"
-        )
-    plan = plan_training(config.cluster.train_workers)
+    section.check_warmup(which, num_iterations)
+    plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     if source.rows_per_batch < plan.most_workers:
         raise StageError(
             f"cluster.train_workers is {plan.most_workers}, more than the {source.rows_per_batch} images of a batch"

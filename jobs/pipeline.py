@@ -27,7 +27,7 @@ STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
     "seed-fine": ("seeds/fine", lambda config, run: seed.run(config, run, "fine")),
     # These two do nothing unless the run file has a section `segmenter`.
     "train": ("segmenter", train.run),
-    "predict": ("predictions", predict.run),
+    "predict": (predict.predictions_name(predict.VALIDATION), predict.run),
     "evaluate": ("reports", evaluate.run),
     "preview": ("reports", preview.run),
 }
@@ -63,7 +63,12 @@ def run(
         ledger.write_manifest(settings_of_run)
         chosen = list(STEPS) if steps is None else steps
         with session(config.cluster.address, config.cluster.num_cpus):
-            results = {name: STEPS[name][1](config, ledger) for name in STEPS if name in chosen}
+            results: dict[str, Any] = {}
+            for name in (name for name in STEPS if name in chosen):
+                results[name] = STEPS[name][1](config, ledger)
+                if name == "ingest" and "learn-classification" in chosen:
+                    # Now that the images are counted, and before SAM's hours.
+                    learn.check_lengths(config, results[name].num_rows)
     if "evaluate" in results:
         print_table(results["evaluate"])
     if "preview" in results:
@@ -74,11 +79,12 @@ def _stages_of(config: RunConfig) -> list[str]:
     """The stages whose receipts say that this run is complete, in their order."""
     stages = list(dict.fromkeys(stage for stage, _ in STEPS.values()))
     # Steps of several stages, or of none.
-    of_steps = {"features": encode.stages(config), "segmenter": [], "predictions": []}
+    validation = STEPS["predict"][0]
+    of_steps = {"features": encode.stages(config), "segmenter": [], validation: []}
     if config.segmenter is not None:
         of_steps["segmenter"] = [predict.round_stage(config.segmenter.rounds)]
         if config.segmenter.validation is not None:
-            of_steps["predictions"] = [f"{predict.predictions_name(predict.VALIDATION)}/{predict.PREDICTED}"]
+            of_steps[validation] = [f"{validation}/{predict.PREDICTED}"]
     return [own for stage in stages for own in of_steps.get(stage, [stage])]
 
 

@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
 from fmwsss_core.vocabulary import Vocabulary
-from jobs import ingest, propose, seed, taken_prompts
+from jobs import encode, ingest, learn, propose, seed, taken_prompts
+from jobs.batches import batches_per_epoch
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source, sources_of
 from jobs.predict import segmenter_spec
@@ -41,7 +42,7 @@ NUM_EXAMPLES = 5  # of what is wrong, that are named
 MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
 MANY_PARTS = 1000
 LINE_WIDTH = 140  # of a log or a pipe
-REPLICAS = {"superpixels": "SamReplica", "seeds/coarse": "ClipReplica", "seeds/fine": "ClipReplica"}
+REPLICAS = {"superpixels": "SamReplica", "features": "FeatureReplica", "seeds": "ClipReplica"}  # by first word
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def run(config: RunConfig, num_images: int) -> bool:
         "labels", lambda: _check_labels(config, vocabulary, sources)
     ):
         attempt("pixels", lambda: _check_pixels(config, vocabulary, sources))
+        attempt("learning", lambda: learn.check_lengths(config, sum(not source.problem for source in sources)))
     if not problems:
         with session(config.cluster.address, config.cluster.num_cpus):
             attempt("machines", lambda: _describe_machines(config))
@@ -233,6 +235,7 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
     small = _small(config, num_images, trial.folder.url)
     try:
         receipts = {"images": ingest.run(small, trial), "superpixels": propose.run(small, trial)}
+        receipts.update(zip(encode.stages(small), encode.run(small, trial), strict=True))
         seeds: tuple[Literal["coarse", "fine"], ...] = ("coarse", "fine")
         for which in seeds:
             prompts = seed.PROMPTS_OF[which]
@@ -251,6 +254,8 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
             png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
             seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
             plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
+            if stage == "seeds/coarse" and config.learn.joint_every and config.prompts is None:
+                plans.append(_plan_renewals(config, plans[-1], config.learn.joint_every, num_listed))
         return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
     finally:
         trial.folder.delete_all()
@@ -307,7 +312,7 @@ def _plan_stage(
 ) -> StagePlan:
     cluster = config.cluster
     replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
-    replica = seconds.get(REPLICAS.get(stage, ""), 0.0)
+    replica = seconds.get(REPLICAS.get(stage.partition("/")[0], ""), 0.0)
     helpers = sum(seconds.values()) - replica
     cpus = ray.cluster_resources().get("CPU", 1.0)
     if replicas.num_gpus:
@@ -328,9 +333,19 @@ def _plan_stage(
     )
 
 
+def _plan_renewals(config: RunConfig, seeds: StagePlan, every: int, num_images: int) -> StagePlan:
+    """Coarse seeds once more for every so many iterations; one set is there at a time."""
+    section = config.learn.segmentation
+    times = -(-section.num_iterations(batches_per_epoch(num_images, section.batch_size)) // every)
+    return replace(
+        seeds, stage="seeds/joint", hours=times * seeds.hours, gpu_hours=times * seeds.gpu_hours,
+        num_requests=times * seeds.num_requests,
+    )  # fmt: skip
+
+
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    num_steps = section.num_iterations(max(1, num_images // section.batch_size))
+    num_steps = section.num_iterations(batches_per_epoch(num_images, section.batch_size))
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
     return _plan_steps(config, stage, "learning_step_s", arguments, num_steps, section.batch_size, num_images)
 
@@ -354,7 +369,7 @@ def _plan_steps(
     num_images: int,
 ) -> StagePlan:
     """Steps of training, one of which is measured where a worker would do it."""
-    workers = plan_training(config.cluster.train_workers)
+    workers = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     gpus = 1.0 if workers.use_gpu else 0.0
     share = -(-batch_size // workers.most_workers)
     work: Any = ray.remote(_in_worker).options(num_cpus=0.5, num_gpus=gpus)

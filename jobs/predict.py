@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from cluster.ledger import Receipt, Run
+from cluster.ledger import ChangedInputs, Receipt, Run
 from cluster.resources import plan_replicas
 from cluster.rows import write_block
 from cluster.segmenters import SegmenterReplica, SegmenterSpec
@@ -60,7 +60,10 @@ def predict_dataset(
     spec = segmenter_spec(config)
     own = predictions_run(run, name)
     own_config = config.model_copy(update={"dataset": dataset})
-    ingest.run(own_config, own)
+    try:
+        ingest.run(own_config, own)
+    except ChangedInputs as error:
+        raise StageError(f"{own.folder.url} holds other images; give these another --name ({error})") from None
     predict_images(config, own, spec, model, trained, PREDICTED, restrict=False)
     if config.predict.refine == "sams":
         propose.run(own_config, own)
@@ -81,7 +84,8 @@ def segmenter_spec(config: RunConfig) -> SegmenterSpec:
     return SegmenterSpec(
         network=section.network, class_names=("background", *vocabulary.classes), short_side_px=section.short_side_px,
         backbone=section.backbone, options=section.options, resnet=section.resnet, weights=section.weights,
-        factory=section.factory, clip=config.clip.spec(), random_seed=config.random_seed,
+        weights_sha256=section.weights_sha256, factory=section.factory, clip=config.clip.spec(),
+        random_seed=config.random_seed,
     )  # fmt: skip
 
 

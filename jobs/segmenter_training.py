@@ -89,8 +89,8 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
             log.picture(done, "crop-label-prediction", pictures(segmenter, batch))
         _validate(job, segmenter, done, history, log)
         if time.monotonic() - last_saved_s > job.checkpoint_every_s:
-            last_saved_s = time.monotonic()
             checkpoint.save(folder, segmenter, optimizer, done, history)
+            last_saved_s = time.monotonic()  # after it: a save that takes longer is not followed by the next at once
     if log:
         log.save()
         finish(job, segmenter, history)

@@ -62,10 +62,18 @@ def labels_of_round(number: int) -> tuple[str, str]:
 
 def choose_engine(section: SegmenterSection) -> Literal["ray", "detectron2"]:
     """The engine that the run file names, or else detectron2 where it is installed; a choice of ours is said."""
+    is_there = importlib.util.find_spec("detectron2") is not None
+    if section.engine == "detectron2" and not is_there:
+        raise StageError("segmenter.engine is detectron2, which is not installed here: install it, or take engine: ray")
     if section.engine:
         return section.engine
-    if importlib.util.find_spec("detectron2"):
+    if is_there and section.micro_batches == 1:
         return "detectron2"
+    if is_there:
+        print(
+            "segmenter: detectron2's trainer takes no micro_batches; training with Ray Train (engine: ray)", flush=True
+        )
+        return "ray"
     print("segmenter: detectron2 is not installed; training with Ray Train (engine: ray)", flush=True)
     return "ray"
 
@@ -79,6 +87,8 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     images, seeds = upstream(run, stage, ["images", labels[0]])
     engine = choose_engine(section)
     only_watched = {"preview_every", "rounds", "keep", "micro_batches"}
+    if section.keep == "last":
+        only_watched |= {"validation", "validate_every"}
     inputs = {
         "segmenter": {**section.model_dump(mode="json", exclude=only_watched), "engine": engine},
         "classes": list(config.resolve_vocabulary().classes),
@@ -93,7 +103,7 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
         raise StageError(
             "segmenter.confidence_weights needs the confidences of the seeds: set seeds.confidence to true"
         )
-    plan = plan_training(config.cluster.train_workers)
+    plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     if min(section.batch_size, seeds.num_rows) < plan.most_workers:
         raise StageError(f"cluster.train_workers is {plan.most_workers}, more than the images of a batch")
     spec = segmenter_spec(config)

@@ -69,6 +69,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.
     assert "NO   run folder: " in capsys.readouterr().out
 
 
+def test_a_schedule_that_is_all_warm_up_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not plan.run(folder_config(tmp_path, {"a": "cat"}, "learn.classification.warmup_iterations=500"), 2)
+    told = capsys.readouterr().out
+    assert "prompts/classification would take 8 iterations, and learn.classification.warmup_iterations is 500" in told
+
+
 def test_first_images_that_warm_up_a_process_do_not_count() -> None:
     def event(process: int, ts: int, dur: float) -> dict:
         return {"name": "SamReplica", "pid": "node", "tid": process, "ts": ts, "dur": dur * 1e6}
@@ -80,20 +86,25 @@ def test_first_images_that_warm_up_a_process_do_not_count() -> None:
 @pytest.mark.timeout(400)
 def test_a_run_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "plan", DEMO, f"run={tmp_path}/run", "dataset.num_images=96000",
-               "propose.points_per_side=2", "cluster.num_threads=1", "--images", "2"]  # fmt: skip
+               "propose.points_per_side=2", "cluster.num_threads=1", "learn.classification.cache=input",
+               "learn.joint_every=16000", "--images", "2"]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380)
     assert result.returncode == 0, result.stdout + result.stderr
     told = result.stdout
     assert "ok   images: 96000" in told
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in told.splitlines() if line.startswith("│")]
     stages = {row[0]: row[1:] for row in rows}
-    assert list(stages) == ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation",
-                            "seeds/fine", "all"]  # fmt: skip
+    assert list(stages) == ["images", "superpixels", "features/classification", "prompts/classification",
+                            "seeds/coarse", "seeds/joint", "prompts/segmentation", "seeds/fine", "all"]  # fmt: skip
     hours = {stage: float(row[0]) for stage, row in stages.items()}
     assert all(hours.values())
     assert hours["all"] == pytest.approx(sum(hours.values()) - hours["all"], rel=0.02)
     # Learned for 8 epochs of 6,000 steps, each a good part of a second: no start of a process may be in it.
     assert 0.5 < hours["prompts/classification"] < 100
+    # 144 tokens and [CLS] of 128 halves for each of four views.
+    assert float(stages["features/classification"][2]) == pytest.approx(96_000 * 4 * 145 * 128 * 2 / 2**30, rel=0.1)
+    # 20 epochs of 6,000 steps, new seeds every 16,000.
+    assert hours["seeds/joint"] == pytest.approx(8 * hours["seeds/coarse"], rel=0.02)
     assert {row[1] for row in stages.values()} == {"0"}, "there is no GPU here"
     assert int(stages["seeds/fine"][3].replace(",", "")) == 96_000 + 6_000 * 8
     assert "96000 images in 6000 shards of 16" in told

@@ -107,6 +107,11 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in own.rglob("part-*")} == before
 
+    (photos / "one-more.png").write_bytes((photos / "new-100.png").read_bytes())
+    more = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]")
+    assert more.returncode != 0
+    assert "mine holds other images; give these another --name" in more.stderr.splitlines()[-1]
+
 
 @pytest.mark.timeout(900)
 def test_a_second_round_is_trained_on_refined_labels_of_the_images_own_classes(trained: Path):
