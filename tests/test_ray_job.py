@@ -92,6 +92,8 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     assert config["available_node_types"]["gpu_worker"]["min_workers"] == 0
     starts = config["head_start_ray_commands"][1:] + config["worker_start_ray_commands"][1:]
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    # Without a token `ray start` would refuse on every one of them.
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
 
 

@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize(
-    "name", ["demo.yaml", "demo_segmenter.yaml", "voc12.yaml", "voc12_segmenter.yaml", "coco14.yaml"]
+    "name", ["demo.yaml", "demo_segmenter.yaml", "own.yaml", "voc12.yaml", "voc12_segmenter.yaml", "coco14.yaml"]
 )
 def test_our_run_files_are_valid(name: str) -> None:
     assert load_config(str(CONFIGS / name)).shard_rows >= 1
@@ -40,6 +40,7 @@ def test_overrides_are_laid_over_the_file() -> None:
         ("clip.weights=w.pt", "'clip': the toy model has its own weights"),
         ("dataset.kind=imagenet", "'dataset': input tag 'imagenet'"),
         ("vocabulary=voc13", "vocabulary: there is no vocabulary 'voc13'"),
+        ("cluster.train_workers=[2,1]", "train_workers is [least, most], got [2, 1]"),
         ("propose.points_per_side", "an override looks like key=value"),
     ],
 )
@@ -62,6 +63,19 @@ def test_a_missing_key_and_a_missing_file(tmp_path: Path) -> None:
         load_config(str(tmp_path / "run.yaml"))
     with pytest.raises(ConfigError, match="no run file at"):
         load_config(str(tmp_path / "none.yaml"))
+
+
+def test_own_classes_have_rivals_by_default_and_none_by_wish() -> None:
+    """With no background word, an image of one label would have a map of zeros (`test_cam`)."""
+    own, none = (
+        load_config(str(CONFIGS / "own.yaml"), [f"vocabulary={{classes: [horse, lake]{more}}}"]).resolve_vocabulary()
+        for more in ("", ", backgrounds: []")
+    )
+    assert len(own.backgrounds) == 24
+    assert "lake" not in own.backgrounds
+    assert none.backgrounds == ()
+    config = load_config(str(CONFIGS / "demo.yaml"), ["learn.segmentation.num_backgrounds=0"])
+    assert config.learn.segmentation.num_backgrounds == 0
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
@@ -99,6 +113,7 @@ def test_mistakes_of_the_segmenter_are_told() -> None:
         ("segmenter.iteration=5", "did you mean 'segmenter.iterations'"),
         ("segmenter.validation.num_image=5", "did you mean 'segmenter.validation.num_images'"),
         ("predict.scales=[]", "'predict.scales'"),
+        (f"segmenter.weights_sha256={'a' * 64}", "`weights_sha256` is of the one file that `network: deeplabv3plus`"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(path, [override])

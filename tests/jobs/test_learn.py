@@ -20,9 +20,9 @@ from cluster.ledger import Run
 from cluster.models import load_clip
 from cluster.session import session
 from cluster.storage import Folder
-from jobs import pipeline
+from jobs import pipeline, seed
 from jobs.checkpoint import HISTORY_FILE
-from jobs.learn import snapshots
+from jobs.learn import snapshot_file, snapshots
 from jobs.prompt_training import make_learner
 from jobs.run_file import load_config
 from jobs.stage import StageError
@@ -142,6 +142,36 @@ def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: No
     pipeline.run(joint, ["learn-segmentation"])
     assert np.array_equal(learned(tmp_path, "segmentation"), expected)
     assert run.folder.list("seeds/joint") == [], "seeds on the way are not kept"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_joint_mode_learns_from_the_seeds_of_its_time(cluster: None, tmp_path: Path, monkeypatch) -> None:
+    more = [
+        "propose.points_per_side=4", "learn.joint_every=2", "learn.segmentation.batch_size=6",
+        "learn.classification.epochs=null", "learn.classification.iterations=4",
+        "learn.segmentation.epochs=null", "learn.segmentation.iterations=4",
+    ]  # fmt: skip
+    config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
+    run = Run(Folder(str(tmp_path)))
+    made: dict[str, tuple[str, list[bytes]]] = {}
+    make = seed.make
+
+    def spy(config, run, stage, section, prompts, prompts_file, png=None):
+        receipt = make(config, run, stage, section, prompts, prompts_file, png)
+        made[stage] = (prompts_file, [run.folder.child(stage).read(part) for part in receipt.parts])
+        return receipt
+
+    monkeypatch.setattr(seed, "make", spy)
+    pipeline.run(config, ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"])
+    del made["seeds/coarse"]
+    assert {stage: file for stage, (file, _) in made.items()} == {
+        "seeds/joint/00000000": snapshot_file(0), "seeds/joint/00000002": snapshot_file(2)
+    }  # fmt: skip
+    first, second = (rows for _, rows in made.values())
+    assert first != second, "the classification prompts have moved on, and the seeds with them"
+    before = [run.folder.child("prompts/classification").read(snapshot_file(number)) for number in (0, 2)]
+    assert before[0] != before[1]
 
 
 def fmwsss(step: list[str], run: Path, *more: str) -> list[str]:
