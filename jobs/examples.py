@@ -16,10 +16,10 @@ from fmwsss_core.cam import normalise, softmax_gradcam
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.images import decode_rgb
 from fmwsss_core.last_block import LastBlock
+from fmwsss_core.panels import with_map
 from fmwsss_core.records import superpixels_from_row
 from fmwsss_core.seeding import upsample
 from fmwsss_core.vocabulary import Vocabulary
-from jobs.panels import with_map
 
 NUM_EXAMPLES = 12
 NUM_SHOWN = 4

@@ -13,13 +13,13 @@ import ray
 from cluster.ledger import Run
 from fmwsss_core.images import PALETTE, decode_label_png, decode_rgb
 from fmwsss_core.metrics import confusion_matrix, mean_iou
+from fmwsss_core.panels import data_url, with_labels, with_map, with_superpixels
 from fmwsss_core.records import maps_from_bytes, superpixels_from_row
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.checkpoint import HISTORY_FILE
 from jobs.config import RunConfig
 from jobs.evaluate import METRICS_FILE, STAGE
 from jobs.methods import MAPS_COLUMN
-from jobs.panels import data_url, with_labels, with_map, with_superpixels
 from jobs.predict import round_stage
 from jobs.stage import StageError, upstream
 from jobs.table import table_cells

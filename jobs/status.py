@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.ledger import Run
 from cluster.lock import SILENT_S, is_gone, read_claims
 
+PREDICTIONS = "predictions/"
 LINE_WIDTH = 120  # of a log or a pipe
 
 
@@ -34,13 +35,21 @@ def gather(run: Run) -> dict[str, Any]:
     images = run.receipt("images")
     begun = run.stages()
     stages = [
-        _stage(run, stage, working, images.num_rows if images else None, stage in begun)
+        _stage(run, stage, working, images.num_rows if images and _is_of_images(stage) else None, stage in begun)
         for stage in manifest["stages"]
         if stage != "reports"
     ]
     kinds = Counter((row["stage"], row["error_type"]) for row in run.failures().to_pylist())
+    for parent in sorted({stage.rpartition("/")[0] for stage in manifest["stages"] if stage.startswith(PREDICTIONS)}):
+        own = Run(run.folder.child(parent)).failures().to_pylist()
+        kinds.update((f"{parent}/{row['stage']}", row["error_type"]) for row in own)
     failures = [{"stage": stage, "error_type": kind, "images": count} for (stage, kind), count in kinds.most_common()]
     return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures}
+
+
+def _is_of_images(stage: str) -> bool:
+    """Whether a stage goes over the run's images: not over iterations, nor over images to be predicted."""
+    return not stage.startswith(("segmenter/", PREDICTIONS))
 
 
 def show(state: dict[str, Any]) -> None:
@@ -93,7 +102,9 @@ def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int
             "state": "complete", "done": receipt.num_rows, "left": 0, "failed": receipt.num_failures,
             "total": receipt.num_rows + receipt.num_failures, "per_second": rate,
         }  # fmt: skip
-    if working and working["stage"] == stage:
+    # What is predicted is a run in the run, whose stages tell their own short names.
+    short = stage.rpartition("/")[2] if stage.startswith(PREDICTIONS) else stage
+    if working and working["stage"] == short:
         left = working["total"] - working["done"]
         fresh = working["done"] - working["resumed"]
         rate = fresh / working["seconds"] if fresh and working["seconds"] else None

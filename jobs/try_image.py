@@ -16,12 +16,12 @@ from cluster.storage import Folder
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.images import decode_rgb
 from fmwsss_core.localise import map_classes
+from fmwsss_core.panels import with_labels, with_map, with_superpixels
 from fmwsss_core.prompts import PromptLearner, handmade_embeddings
 from fmwsss_core.proposals import ProposalSettings
 from fmwsss_core.sam import propose
 from jobs.config import RunConfig
 from jobs.methods import MAPS_COLUMN, make_seed
-from jobs.panels import with_labels, with_map, with_superpixels
 
 LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
 PANEL_WIDTH_PX, CAPTION_PX, GAP_PX, PANELS_PER_ROW = 420, 24, 6, 4
@@ -66,7 +66,10 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     panels = {"image": image, f"seed ({section.method})": with_labels(image, seed.labels)}
     panels |= {name: with_superpixels(image, superpixels, level) for level, name in LEVELS}
     panels |= {f"{section.maps}: {name}": with_map(image, own[None]) for name, own in zip(names, chosen, strict=True)}
-    Path(output).write_bytes(contact_sheet(panels))
+    try:
+        Path(output).write_bytes(contact_sheet(panels))
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error.strerror}") from None
     shares = [f"{name} {np.mean(seed.labels == index):.0%}" for name, index in zip(names, indices, strict=True)]
     missing = [vocabulary.classes[index - 1] for index in seed.missing]
     return [

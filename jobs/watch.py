@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from cluster.ledger import Run
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.metrics import confusion_matrix, mean_iou
+from fmwsss_core.panels import with_labels
 from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.inference import probabilities
 from jobs.crops import CropBatch
-from jobs.panels import with_labels
 
 NUM_PICTURES = 4
 
