@@ -1,6 +1,6 @@
 """One step of prompt learning: ours against the authors' way, same weights, same batch, same process.
 
-    python -m benchmarks.prompt_step [--batches 1 4 8] [--json FILE]
+    python -m benchmarks.prompt_step [--batches 1 4 8] [--device cuda] [--precision bfloat16] [--json FILE]
 
 The authors' way (method M2.1 a; HAL-42/FMA-WSSS, src/libs/coop): the text tower over all 77 positions; attention maps
 kept from every block; the gradient of every positive's score with respect to the activation of the whole batch, all of
@@ -9,6 +9,9 @@ activation, which is a leaf of their graph. "One by one" is a kinder double back
 attention in the frozen blocks, and the second backward pass only towards the contexts. Ours: with the image tower in
 the loop, from the cached input of its last block, and from the cached product F J, whose preparation is timed too.
 Each side runs in a process of its own for its peak memory, and all in one process for times and differences.
+
+`matrix_share`: floating-point operations of our step a second, as a share of what one large matrix product reaches on
+the same device in the same precision.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.table import show, write_json
 from fmwsss_core.cam import softmax_gradcam
@@ -43,20 +47,27 @@ Cache = Literal["none", "input", "product"]
 class Problem:
     """ViT-B/16 with random weights, VOC's 45 prompts, a batch of noise; a loss on logits and maps together."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, device: str, precision: str) -> None:
         torch.manual_seed(0)
-        self.model: Any = open_clip.create_model("ViT-B-16", pretrained=None).eval()
+        self.device, self.precision = device, precision
+        self.model: Any = open_clip.create_model("ViT-B-16", pretrained=None).eval().to(device)
         self.clip = FrozenClip(self.model.requires_grad_(False), identity="random")
         self.learner = PromptLearner(
             self.clip, VOC12, context="unified", name_position="end", backgrounds="named", init_std=0.02
         )
-        self.pixels = torch.randn(batch, 3, 224, 224)
+        self.pixels = torch.randn(batch, 3, 224, 224).to(device)
         self.present = torch.zeros(batch, len(VOC12.classes), dtype=torch.bool)
         for positive in range(round(POSITIVES_PER_IMAGE * batch)):
             self.present[positive % batch, (7 * positive) % 20] = True
-        self.target = torch.rand(int(self.present.sum()), 196)
-        self.tokens = self.clip.encode_image(self.pixels).last_block_input
+        self.target = torch.rand(int(self.present.sum()), 196).to(device)
+        self.present = self.present.to(device)
+        with self.autocast():
+            self.tokens = self.clip.encode_image(self.pixels).last_block_input
         self.product: MapProduct | None = None
+
+    def autocast(self) -> torch.autocast:
+        """Both towers in the precision asked for."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def loss(self, logits: Tensor, maps: Tensor) -> Tensor:
         """Contrastive, and the distance of the maps from a fixed target; maps scaled up to the size of the other."""
@@ -65,13 +76,20 @@ class Problem:
     def prepare_product(self, num_images: int) -> float:
         """Fills the cache of F J; returns seconds for an image, measured on some. The rest gets noise."""
         block = self.clip.last_block(self.tokens[:num_images])
-        started_s = time.perf_counter()
+        started_s = self.now_s()
         found = map_product(block)
-        seconds_per_image = (time.perf_counter() - started_s) / num_images
+        seconds_per_image = (self.now_s() - started_s) / num_images
         whole = self.clip.last_block(self.tokens)
-        more = torch.randn(len(self.tokens) - num_images, *found.product.shape[1:]) * found.product.std()
+        more = torch.randn(len(self.tokens) - num_images, *found.product.shape[1:]).to(found.product)
+        more = more * found.product.std()
         self.product = MapProduct(whole.embedding, torch.cat([found.product, more]))
         return seconds_per_image
+
+    def now_s(self) -> float:
+        """Seconds, with all work of the device behind them."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def ours(self, cache: Cache) -> tuple[Tensor, Tensor]:
         """A step by `fmwsss_core`: loss and gradient of the contexts."""
@@ -95,9 +113,9 @@ class Problem:
         activation, logits, scores = self._authors_forward(self._image_tower_with_attention())
         image = self.present.nonzero()[:, 0]
         gradients = torch.autograd.grad(
-            scores, activation, torch.eye(len(scores)), create_graph=True, is_grads_batched=True
+            scores, activation, torch.eye(len(scores)).to(scores), create_graph=True, is_grads_batched=True
         )[0]
-        mean = gradients[torch.arange(len(scores)), image, 1:].mean(1)
+        mean = gradients[torch.arange(len(scores)).to(image), image, 1:].mean(1)
         loss = self.loss(logits, torch.einsum("pnk,pk->pn", activation.detach()[image, 1:], mean))
         loss.backward()
         assert self.learner.context.grad is not None
@@ -148,14 +166,35 @@ class Problem:
         return functional.normalize(x @ self.model.text_projection, dim=-1)
 
 
-def seconds(step: Step, repeats: int) -> float:
+def seconds(problem: Problem, step: Step, repeats: int) -> float:
     """The best of several runs."""
     times = []
     for _ in range(repeats):
-        started_s = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started_s)
+        started_s = problem.now_s()
+        with problem.autocast():
+            step()
+        times.append(problem.now_s() - started_s)
     return min(times)
+
+
+def operations(problem: Problem) -> int:
+    """Floating-point operations of the matrix products and attentions of our step."""
+    with FlopCounterMode(display=False) as counter, problem.autocast():
+        problem.ours("none")
+    return counter.get_total_flops()
+
+
+def most_operations_per_s(problem: Problem) -> float:
+    """What one large matrix product reaches on the same device in the same precision."""
+    size = 8192 if problem.device == "cuda" else 2048
+    dtype = torch.bfloat16 if problem.precision == "bfloat16" else torch.float32
+    one, other = (torch.randn(size, size, device=problem.device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(4):
+        started_s = problem.now_s()
+        torch.mm(one, other)
+        times.append(problem.now_s() - started_s)
+    return 2 * size**3 / min(times)
 
 
 def _high_water_bytes() -> int:
@@ -164,38 +203,46 @@ def _high_water_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _peak(side: str, batch: int, num_threads: int, answers: Any) -> None:
+def _peak(side: str, batch: int, device: str, precision: str, num_threads: int, answers: Any) -> None:
     torch.set_num_threads(num_threads)
-    problem = Problem(batch)
-    before = _high_water_bytes()
-    problem.authors() if side == "authors" else problem.ours("none")
-    answers.put(_high_water_bytes() - before)
+    problem = Problem(batch, device, precision)
+    peak_bytes_now = torch.cuda.max_memory_allocated if device == "cuda" else _high_water_bytes
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = peak_bytes_now()
+    with problem.autocast():
+        step = problem.authors if side == "authors" else lambda: problem.ours("none")
+        step()
+    answers.put(peak_bytes_now() - before)
 
 
-def peak_bytes(side: str, batch: int) -> int:
-    """How much one step adds to the peak memory of a fresh process."""
+def peak_bytes(side: str, batch: int, device: str, precision: str) -> int:
+    """How much one step adds to the peak memory, of the GPU or of a fresh process."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    process = context.Process(target=_peak, args=(side, batch, torch.get_num_threads(), answers))
+    arguments = (side, batch, device, precision, torch.get_num_threads(), answers)
+    process = context.Process(target=_peak, args=arguments)
     process.start()
     answer = answers.get()
     process.join()
     return answer
 
 
-def measure(batch: int, repeats: int) -> dict[str, Any]:
+def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, Any]:
     """One row of the table."""
-    problem = Problem(batch)
-    theirs, ours = problem.authors(), problem.ours("none")
-    prepare_s = problem.prepare_product(1)
+    problem = Problem(batch, device, precision)
+    with problem.autocast():
+        theirs, ours = problem.authors(), problem.ours("none")
+        prepare_s = problem.prepare_product(1)
     times = {
-        "authors": seconds(problem.authors, repeats),
-        "one_by_one": seconds(problem.one_by_one, repeats),
-        "none": seconds(lambda: problem.ours("none"), repeats + 1),
-        "input": seconds(lambda: problem.ours("input"), repeats + 1),
-        "product": seconds(lambda: problem.ours("product"), repeats + 1),
+        "authors": seconds(problem, problem.authors, repeats),
+        "one_by_one": seconds(problem, problem.one_by_one, repeats),
+        "none": seconds(problem, lambda: problem.ours("none"), repeats + 1),
+        "input": seconds(problem, lambda: problem.ours("input"), repeats + 1),
+        "product": seconds(problem, lambda: problem.ours("product"), repeats + 1),
     }
-    memory = {side: peak_bytes(side, batch) for side in ("authors", "ours")}
+    share = operations(problem) / times["none"] / most_operations_per_s(problem)
+    memory = {side: peak_bytes(side, batch, device, precision) for side in ("authors", "ours")}
     return {
         "batch": batch,
         "positives": int(problem.present.sum()),
@@ -211,6 +258,7 @@ def measure(batch: int, repeats: int) -> dict[str, Any]:
         "authors_gib": memory["authors"] / 2**30,
         "ours_gib": memory["ours"] / 2**30,
         "memory_ratio": memory["ours"] / memory["authors"],
+        "matrix_share": share,
         "loss_error": float((ours[0] - theirs[0]).abs() / theirs[0].abs()),
         "gradient_error": float((ours[1] - theirs[1]).norm() / theirs[1].norm()),
     }
@@ -220,8 +268,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    rows = [measure(batch, arguments.repeats) for batch in arguments.batches]
-    show(rows, "prompt step, ViT-B/16 at 224, 45 prompts")
+    rows = [measure(batch, arguments.repeats, arguments.device, arguments.precision) for batch in arguments.batches]
+    show(rows, f"prompt step, ViT-B/16 at 224, 45 prompts, {arguments.precision}", arguments.device)
     write_json(arguments.json, {"rows": rows})

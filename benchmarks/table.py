@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 
-def machine() -> str:
-    """Where the figures were measured, in a few words."""
+def machine(device: str | None = None) -> str:
+    """Where the figures were measured, in a few words; on the GPU if there is one, unless `device` says otherwise."""
     import torch  # only here: workers of benchmarks that import this module need none
 
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} threads of {platform.machine()}"
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
+def show(rows: list[dict[str, Any]], title: str, device: str | None = None) -> None:
     """Prints rows of equal keys as a table."""
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    print(f"{title} ({machine()}, torch {importlib.metadata.version('torch')}, {date.today()})")
+    print(f"{title} ({machine(device)}, torch {importlib.metadata.version('torch')}, {date.today()})")
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 

@@ -6,6 +6,7 @@ Imported only where it is chosen. Same crops, losses, schedule, weights and rand
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import tempfile
@@ -33,6 +34,7 @@ from cluster.ledger import Run
 from cluster.models import pick_device
 from cluster.replicas import use_threads
 from cluster.segmenters import new_segmenter, segmenter_files, spec_from_json
+from cluster.storage import Folder
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.inference import probabilities
@@ -332,8 +334,14 @@ def read_cell(run: Run, file_name: str, column: str) -> bytes:
     """The bytes that a file name of our catalog means."""
     path, _, image_id = file_name.partition("#")
     stage, _, part = path.rpartition("/")
-    table = run.folder.child(stage).read_table(part, columns=["image_id", column])
-    return table[column][table["image_id"].to_pylist().index(image_id)].as_py()
+    return _column(run.folder.child(stage), part, column)[image_id]
+
+
+@functools.lru_cache(maxsize=2)
+def _column(folder: Folder, part: str, column: str) -> dict[str, bytes]:
+    """A column of one part, by image. Images are read in the order of parts: the last of each column is enough."""
+    table = folder.read_table(part, columns=["image_id", column])
+    return dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
 def test_loader(run: Run, dataset_name: str) -> Any:
