@@ -7,14 +7,9 @@ there now.
 
 from __future__ import annotations
 
-import random
-import shutil
 import statistics
-import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,21 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
-from cluster.models import ModelSpec, check
 from cluster.resources import plan_replicas
 from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
-from fmwsss_core.vocabulary import Vocabulary
-from jobs import encode, ingest, learn, propose, seed, taken_prompts
+from jobs import checks, encode, ingest, learn, propose, seed
 from jobs.batches import batches_per_epoch
 from jobs.config import LearnSection, RunConfig
-from jobs.datasets import Source, sources_of
+from jobs.datasets import Source
 from jobs.predict import segmenter_spec
 from jobs.stage import begin_stage, finish_stage
 
-NUM_DECODED = 64  # images that are read and decoded
-NUM_EXAMPLES = 5  # of what is wrong, that are named
 MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
 MANY_PARTS = 1000
 LINE_WIDTH = 140  # of a log or a pipe
@@ -87,120 +78,28 @@ def run(config: RunConfig, num_images: int) -> bool:
 
     vocabulary = config.resolve_vocabulary()
     sources: list[Source] = []
-    attempt("run folder", lambda: _check_folder(Folder(config.run)))
+    attempt("run folder", lambda: checks.folder(Folder(config.run)))
     for role, spec in (("clip", config.clip.spec()), ("sam", config.sam.spec())):
-        attempt(role, lambda role=role, spec=spec: _check_model(role, spec))
+        attempt(role, lambda role=role, spec=spec: checks.model(role, spec))
     if config.prompts is not None:
-        attempt("prompts", lambda: _check_prompts(config, vocabulary))
-    if attempt("images", lambda: _list(config, sources)) and attempt(
-        "labels", lambda: _check_labels(config, vocabulary, sources)
+        attempt("prompts", lambda: checks.prompts(config, vocabulary))
+    if attempt("images", lambda: checks.images(config, sources)) and attempt(
+        "labels", lambda: checks.labels(config, vocabulary, sources)
     ):
-        attempt("pixels", lambda: _check_pixels(config, vocabulary, sources))
+        attempt("pixels", lambda: checks.pixels(config, vocabulary, sources))
         attempt("learning", lambda: learn.check_lengths(config, sum(not source.problem for source in sources)))
+    if config.segmenter is not None:
+        attempt("segmenter", lambda: checks.segmenter(config))
     if not problems:
         with session(config.cluster.address, config.cluster.num_cpus):
             attempt("machines", lambda: _describe_machines(config))
             if not problems:
                 stages = _measure(config, len(sources), num_images)
-                attempt("space", lambda: _check_space(config, sum(stage.num_bytes for stage in stages)))
+                attempt("space", lambda: checks.space(config, sum(stage.num_bytes for stage in stages)))
                 _show(config, stages, len(sources))
     for problem in problems:
         print(f"this run can't succeed: {problem}")
     return not problems
-
-
-def _check_folder(folder: Folder) -> str:
-    folder.probe()
-    is_new = folder.is_local and not Path(folder.url).exists()
-    name = f"_plan/{uuid.uuid4().hex}"
-    began_s = time.monotonic()
-    folder.write(name, b"a run was planned here")
-    if folder.read(name) != b"a run was planned here" or name not in folder.list("_plan/"):
-        raise ValueError(f"{folder.url} does not give back what was written")
-    folder.delete([name])
-    milliseconds = 1000 * (time.monotonic() - began_s) / 4
-    _remove_empty(folder, is_new)
-    return f"{folder.url} can be written, listed, read and deleted ({milliseconds:.0f} ms a request)"
-
-
-def _remove_empty(folder: Folder, is_new: bool) -> None:
-    if folder.is_local:
-        shutil.rmtree(Path(folder.url, "_plan"), ignore_errors=True)
-        if is_new and not folder.list():
-            shutil.rmtree(folder.url, ignore_errors=True)
-
-
-def _check_prompts(config: RunConfig, vocabulary: Vocabulary) -> str:
-    for which in ("classification", "segmentation"):
-        data = taken_prompts.read_prompts(config, which)
-        taken_prompts.check(config.clip.spec(), vocabulary, data, f"{config.prompts} ({which})")
-    return f"both sets of {config.prompts} fit this CLIP and this vocabulary; none are learned"
-
-
-def _check_model(role: Any, spec: ModelSpec) -> str:
-    sha256 = check(spec, role).get("sha256")
-    told = [str(spec.factory or spec.model)]
-    told += [f"weights {spec.weights}"] if spec.weights else []
-    told += [f"sha256 {sha256}"] if sha256 else []
-    return ", ".join(told)
-
-
-def _list(config: RunConfig, sources: list[Source]) -> str:
-    sources += sources_of(config.dataset)
-    problems = Counter(source.problem for source in sources if source.problem)
-    few = "".join(f"; {count}: {problem}" for problem, count in problems.most_common(NUM_EXAMPLES))
-    _demand_few(config, sum(problems.values()), len(sources), f"can't be used{few}")
-    return f"{len(sources)}, of which {sum(problems.values())} can't be used{few}"
-
-
-def _check_labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
-    unknown: Counter[str] = Counter()
-    bad, used = 0, set()
-    labelled = [source for source in sources if source.classes and not source.problem]
-    for source in labelled:
-        names = [name for name in source.classes or () if name not in vocabulary.classes]
-        used.update(set(source.classes or ()) - set(names))
-        unknown.update(names)
-        bad += bool(names)
-    if not labelled:
-        return "in annotations or masks; read with the images"
-    strange = ", ".join(f"{name!r} ({count})" for name, count in unknown.most_common(NUM_EXAMPLES))
-    _demand_few(config, bad, len(sources), f"have labels that the vocabulary has not: {strange}")
-    unused = [name for name in vocabulary.classes if name not in used]
-    told = f"{len(used)} of {len(vocabulary.classes)} classes occur"
-    told += f" (never: {', '.join(unused[:NUM_EXAMPLES])}{', ...' if len(unused) > NUM_EXAMPLES else ''})" * bool(
-        unused
-    )
-    return told + (f"; {bad} images have others: {strange}" if bad else "")
-
-
-def _check_pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
-    usable = [source for source in sources if not source.problem]
-    sample = random.Random(config.random_seed).sample(usable, min(NUM_DECODED, len(usable)))
-
-    def look(source: Source) -> dict[str, Any] | str:
-        try:
-            return ingest.image_row(source.__dict__, vocabulary, config.limits)
-        except ValueError as error:
-            return f"{source.image_id}: {error}"
-
-    with ThreadPoolExecutor(8) as pool:
-        rows = list(pool.map(look, sample))
-    good = [row for row in rows if isinstance(row, dict)]
-    bad = [row for row in rows if isinstance(row, str)]
-    few = "; ".join(bad[:NUM_EXAMPLES])
-    if not good:
-        raise ValueError(f"of {len(sample)} images that were read none can be used: {few}")
-    _demand_few(config, len(bad), len(sample), f"of a sample can't be used: {few}")
-    kib = statistics.mean(len(row["image"]) for row in good) / 1024
-    sides = sorted(row["height_px"] * row["width_px"] for row in good)
-    size = f"{kib:.0f} KiB and {sides[len(sides) // 2] / 1e6:.2f} Mpx an image"
-    return f"{len(good)} of {len(sample)} of a sample can be decoded, {size}{'; ' + few if few else ''}"
-
-
-def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> None:
-    if num_bad and (num_bad == num_all or num_bad > config.max_failures * num_all):
-        raise ValueError(f"{num_bad} of {num_all} images {what} (max_failures: {100 * config.max_failures:g} %)")
 
 
 def _describe_machines(config: RunConfig) -> str:
@@ -212,18 +111,6 @@ def _describe_machines(config: RunConfig) -> str:
         f"{have.get('object_store_memory', 0) / 2**30:.1f} GiB of object store; "
         f"{replicas.num_replicas} replicas with {replicas.num_gpus:g} GPU each"
     )
-
-
-def _check_space(config: RunConfig, num_bytes: float) -> str:
-    folder = Folder(config.run)
-    needed = f"{num_bytes / 2**30:.2f} GiB will be written"
-    if not folder.is_local:
-        return needed
-    place = next(path for path in [Path(folder.url), *Path(folder.url).parents] if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < num_bytes:
-        raise ValueError(f"{needed}, and {folder.url} has {free / 2**30:.2f} GiB left")
-    return f"{needed}, {free / 2**30:.1f} GiB are free"
 
 
 def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StagePlan]:
@@ -259,7 +146,7 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
         return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
     finally:
         trial.folder.delete_all()
-        _remove_empty(parent, is_new)
+        checks.remove_empty(parent, is_new)
 
 
 def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:

@@ -282,6 +282,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(sam: Sam):
     assert decoder.sizes[:3] == (12, 6, 3)
     assert set(decoder.sizes[2:]) == {3}
     assert found.rle == propose(sam, image, CHANGED).rle
+    decoder.sizes = ()
+    propose(small, image, dataclasses.replace(CHANGED, points_per_batch=12, crop_layers=1))
+    assert (decoder.sizes.count(12), decoder.sizes.count(6)) == (1, 1), "later crops begin with what fitted"
     decoder.room = 0
     with pytest.raises(torch.OutOfMemoryError):
         propose(small, image, CHANGED)

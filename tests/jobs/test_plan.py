@@ -75,6 +75,20 @@ def test_a_schedule_that_is_all_warm_up_is_told(tmp_path: Path, capsys: pytest.C
     assert "prompts/classification would take 8 iterations, and learn.classification.warmup_iterations is 500" in told
 
 
+def test_validation_images_that_are_not_there_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.train.importlib.util.find_spec", lambda name: None)
+    validation = f"segmenter={{validation: {{kind: unlabelled, images: {tmp_path}/nowhere}}, engine: detectron2}}"
+    config = folder_config(tmp_path, {"a": "cat"}, validation)
+    assert not plan.run(config, 2)
+    assert "NO   segmenter: segmenter.engine is detectron2, which is not installed here" in capsys.readouterr().out
+    assert config.segmenter is not None
+    section = config.segmenter.model_copy(update={"engine": "ray"})
+    assert not plan.run(config.model_copy(update={"segmenter": section}), 2)
+    assert f"NO   segmenter: there are no images in {tmp_path}/nowhere" in capsys.readouterr().out
+
+
 def test_first_images_that_warm_up_a_process_do_not_count() -> None:
     def event(process: int, ts: int, dur: float) -> dict:
         return {"name": "SamReplica", "pid": "node", "tid": process, "ts": ts, "dur": dur * 1e6}
