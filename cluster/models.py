@@ -226,8 +226,8 @@ def _open_clip_model(spec: ModelSpec) -> nn.Module:
     source = spec.weights if _is_tag(spec) else str(weights_file(spec))
     try:
         return open_clip.create_model(spec.model, pretrained=source)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except Exception as error:  # there are many kinds of files, and each has an error of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"clip.weights {spec.weights} could not be loaded as {spec.model}: {reason}") from None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray
 
 logger = logging.getLogger("fmwsss")
 NUM_STARTS = 3
+CONNECT_S = 20.0
 
 
 class SessionError(ValueError):
@@ -47,6 +49,8 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     # Ray would end workers that are idle for a second, and start others, with all that they import, for the next shard.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     is_local = target == "local"
+    if not is_local:
+        _demand_answer(target)
     if is_local:
         with contextlib.suppress(OSError):
             _make_private_token()
@@ -63,6 +67,17 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def _demand_answer(address: str) -> None:
+    """Ray itself would try for minutes to reach a head that is not there."""
+    host, separator, port = address.rpartition(":")
+    if "://" in address or not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise SessionError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
 
 
 def _start(**settings: Any) -> None:

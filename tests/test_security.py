@@ -42,7 +42,7 @@ class Harm:
 
 def test_code_in_weights_of_clip_is_not_executed(tmp_path: Path) -> None:
     torch.save({"state_dict": Harm(tmp_path / "harmed")}, tmp_path / "w.pt")
-    with pytest.raises((ModelError, pickle.UnpicklingError)):
+    with pytest.raises(ModelError):
         load_clip(ModelSpec(model="ViT-B-16", weights=str(tmp_path / "w.pt")))
     assert not (tmp_path / "harmed").exists()
 
