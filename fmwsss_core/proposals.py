@@ -30,7 +30,7 @@ class ProposalSettings:
         points_per_side: the prompts of the whole image are a square grid of this many points a side.
         points_per_batch: prompts decoded at once; None = what suits the device (few on a CPU, whose caches decide;
             as many as its free memory carries on a GPU). Halved and tried again where memory runs out.
-        precision: of the networks' matrix products; thresholds are compared in float32 whatever it is.
+        precision: of the image encoder's matrix products; the decoder and all thresholds are float32 whatever it is.
         compiled: run the image encoder, whose shapes never change, through torch.compile; it needs a C++ compiler.
         predicted_iou_threshold: keep masks whose predicted IoU is above it; 0 = keep all.
         stability_threshold: keep masks whose stability reaches it; 0 = keep all.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -123,13 +123,15 @@ def decode_crops(
             "proposals need 3 (sub-part, part, whole)."
         )
     height, width = image.shape[:2]
-    batch = _Batch(settings.points_per_batch)
+    batch, full = _Batch(settings.points_per_batch), cast("Tensor", sam.pixel_mean).dtype
     for box, layer in zip(*generate_crop_boxes((height, width), settings.crop_layers, _CROP_OVERLAP), strict=True):
         left, top, right, bottom = box
         if right <= left or bottom <= top:  # an image of a few pixels cannot be cut any further
             continue
         with _precision(sam, settings):
             encoded = encode_image(sam, image[top:bottom, left:right], settings.compiled)
+        # The decoder stays in full precision: its scores are compared with thresholds, and other masks would be left.
+        encoded = encoded._replace(features=encoded.features.to(full))
         points = _grid(encoded, settings.points_in_layer(layer), sam.device)
         masks = _decode(sam, encoded, points, settings, batch)
         yield DecodedCrop((left, top, right, bottom), encoded.input_size, masks)
@@ -250,14 +252,12 @@ def _decode(
             return torch.ones_like(predicted_iou, dtype=torch.bool)
         return predicted_iou + wholes > settings.predicted_iou_threshold
 
-    with _precision(sam, settings):
-        decoder = PointDecoder(sam, encoded.features)
+    decoder = PointDecoder(sam, encoded.features)
     size = batch.num_points = batch.num_points or _automatic_batch(encoded.features)
     begin = 0
     while begin < len(points):
         try:
-            with _precision(sam, settings):
-                decoded = decoder(points[begin : begin + size], passes)
+            decoded = decoder(points[begin : begin + size], passes)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
