@@ -90,7 +90,7 @@ def test_history_log_and_checks_before_the_start(alone: Path) -> None:
         tags |= {value.tag for value in event.summary.value}
         data = data[16 + length :]
     assert {"loss", "learning_rate", "images_per_s", "peak_memory_bytes", "class_maps"} <= tags
-    with pytest.raises(StageError, match=r"4 iterations, and learn.classification.warmup_iterations is 9"):
+    with pytest.raises(ValueError, match=r"4 iterations, and learn.classification.warmup_iterations is 9"):
         learn(alone.parent / "other", "learn.classification.warmup_iterations=9")
 
 
