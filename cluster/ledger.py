@@ -30,7 +30,15 @@ NUM_READERS = 16  # small files that are read at the same time
 
 
 class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
-    """A stage was begun in this run with other settings; the line names each of them."""
+    """A stage was begun in this run with other settings; the line names each of them, then what to do.
+
+    Attributes:
+        found: the line without what to do.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}; {advice}")
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,8 @@ class Run:
         changes = _changes(json.loads(stage_folder.read(INPUTS)), new)
         if changes:
             raise ChangedInputs(
-                f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}; "
-                "use another run folder, or start again from this stage with `--from`"
+                f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}",
+                "use another run folder, or start again from this stage with `--from`",
             )
         return {name for name in stage_folder.list("part-") if name.endswith(".parquet")}
 

@@ -49,11 +49,11 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     # Ray would end workers that are idle for a second, and start others, with all that they import, for the next shard.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     is_local = target == "local"
-    if not is_local:
-        _demand_answer(target)
     if is_local:
         with contextlib.suppress(OSError):
             _make_private_token()
+    else:
+        _demand_answer(target)
     _start(
         address=target,
         num_cpus=num_cpus if is_local else None,

@@ -17,9 +17,9 @@ LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
 
 def show(run: Run, stage: str | None = None) -> None:
     """Prints the failures of a run: a summary by stage and kind, then one line an image."""
-    known = (run.manifest() or {"stages": []})["stages"]
-    if stage is not None and stage not in known:
-        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(known)}")
+    manifest = run.manifest()  # predictions, a run in a run, have none
+    if stage is not None and manifest is not None and stage not in manifest["stages"]:
+        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(manifest['stages'])}")
     rows = run.failures(stage).to_pylist()
     if not rows:
         print(f"no failures in {stage or 'any stage'} of {run.folder.url}")

@@ -59,6 +59,11 @@ class LearnJob:
     checkpoint_every_s: float
 
 
+def num_iterations_of(section: LearnSection, num_images: int) -> int:
+    """How long one set of prompts is learned from so many images."""
+    return section.num_iterations(batches_per_epoch(num_images, section.batch_size))
+
+
 def check_lengths(config: RunConfig, num_images: int) -> str:
     """How long each set of prompts will be learned, in words.
 
@@ -70,7 +75,7 @@ def check_lengths(config: RunConfig, num_images: int) -> str:
     told = []
     for which in ("classification", "segmentation"):
         section: LearnSection = getattr(config.learn, which)
-        num_iterations = section.num_iterations(batches_per_epoch(num_images, section.batch_size))
+        num_iterations = num_iterations_of(section, num_images)
         section.check_warmup(which, num_iterations)
         told.append(f"{num_iterations} iterations of {section.batch_size} for {which}")
     return ", ".join(told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.ledger import Run
+from cluster.ledger import ChangedInputs, Run
 from cluster.lock import hold
 from cluster.models import check
 from cluster.progress import running
@@ -13,7 +13,7 @@ from cluster.session import session
 from cluster.storage import Folder
 from jobs import encode, evaluate, failures, ingest, joint, learn, predict, preview, propose, seed, train
 from jobs.config import RunConfig, UnlabelledData
-from jobs.stage import versions
+from jobs.stage import StageError, versions
 from jobs.table import print_table
 
 # Step -> (folder in the run, what it does). The order is the order of the run.
@@ -99,7 +99,10 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pa
     own = predict.predictions_run(ledger, name)
     own.folder.probe()
     with hold(own.folder, running), session(config.cluster.address, config.cluster.num_cpus):
-        metrics = predict.predict_dataset(config, ledger, dataset, name)
+        try:
+            metrics = predict.predict_dataset(config, ledger, dataset, name)
+        except ChangedInputs as error:
+            raise StageError(f"{error.found}; give these predictions another --name") from None
         archive = predict.pack_for_voc(own) if pack_voc else None
     if metrics["truth"]:
         print_table(metrics)

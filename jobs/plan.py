@@ -24,7 +24,6 @@ from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
 from jobs import checks, encode, ingest, learn, propose, seed
-from jobs.batches import batches_per_epoch
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source
 from jobs.predict import segmenter_spec
@@ -222,8 +221,7 @@ def _plan_stage(
 
 def _plan_renewals(config: RunConfig, seeds: StagePlan, every: int, num_images: int) -> StagePlan:
     """Coarse seeds once more for every so many iterations; one set is there at a time."""
-    section = config.learn.segmentation
-    times = -(-section.num_iterations(batches_per_epoch(num_images, section.batch_size)) // every)
+    times = -(-learn.num_iterations_of(config.learn.segmentation, num_images) // every)
     return replace(
         seeds, stage="seeds/joint", hours=times * seeds.hours, gpu_hours=times * seeds.gpu_hours,
         num_requests=times * seeds.num_requests,
@@ -232,7 +230,7 @@ def _plan_renewals(config: RunConfig, seeds: StagePlan, every: int, num_images: 
 
 def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
     section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    num_steps = section.num_iterations(batches_per_epoch(num_images, section.batch_size))
+    num_steps = learn.num_iterations_of(section, num_images)
     arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
     return _plan_steps(config, stage, "learning_step_s", arguments, num_steps, section.batch_size, num_images)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from cluster.ledger import ChangedInputs, Receipt, Run
+from cluster.ledger import Receipt, Run
 from cluster.resources import plan_replicas
 from cluster.rows import write_block
 from cluster.segmenters import SegmenterReplica, SegmenterSpec
@@ -60,10 +60,7 @@ def predict_dataset(
     spec = segmenter_spec(config)
     own = predictions_run(run, name)
     own_config = config.model_copy(update={"dataset": dataset})
-    try:
-        ingest.run(own_config, own)
-    except ChangedInputs as error:
-        raise StageError(f"{own.folder.url} holds other images; give these another --name ({error})") from None
+    ingest.run(own_config, own)
     predict_images(config, own, spec, model, trained, PREDICTED, restrict=False)
     if config.predict.refine == "sams":
         propose.run(own_config, own)

@@ -25,7 +25,7 @@ from fmwsss_core.proposals import ProposalSettings
 from fmwsss_core.records import SUPERPIXELS
 
 # To be raised whenever the same weights and settings begin to give other superpixels.
-VERSION = 1
+VERSION = 2  # 1: half precision was of SAM's decoder too
 # How the work is divided does not change what comes out beyond the last bits of a sum.
 _WITHOUT_EFFECT = ("points_per_batch",)
 _NUM_THREADS = 8

@@ -115,16 +115,44 @@ def test_a_driver_elsewhere_that_stands_still_is_dead(folder: Folder, capsys: py
     assert "claimed by a driver on elsewhere; watching" in capsys.readouterr().err
 
 
-def test_who_was_taken_over_stops(folder: Folder) -> None:
+def test_time_in_which_the_store_does_not_answer_is_not_silence(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign(folder, 0)
+    read, pauses_s = lock.read_claims, [0.0, 2.0]  # the second look takes longer than SILENT_S
+
+    def slow_read(folder: Folder) -> dict[str, dict[str, Any]]:
+        time.sleep(pauses_s.pop(0) if pauses_s else 0)
+        found = read(folder)
+        if not pauses_s:
+            foreign(folder, 1)  # now that the store answers, the other driver is heard again
+        return found
+
+    monkeypatch.setattr(lock, "read_claims", slow_read)
+    with pytest.raises(RunInUse, match="a driver on elsewhere"), hold(folder, nothing):
+        pytest.fail("two drivers hold one run")
+
+
+@pytest.mark.parametrize("is_deaf", [False, True], ids=["foreground", "background"])
+def test_who_was_taken_over_stops(folder: Folder, is_deaf: bool) -> None:
+    """Also one that a shell started in the background, where it ignores interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    if is_deaf:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def take_over() -> None:
         time.sleep(0.5)
         folder.child(CLAIMS).delete(list(read_claims(folder)))
 
     thread = threading.Thread(target=take_over)
     thread.start()
-    with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing):
-        time.sleep(30)
-    thread.join()
+    try:
+        with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing):
+            time.sleep(10)
+        assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if is_deaf else before)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        thread.join()
 
 
 def test_many_at_once_never_hold_it_together(tmp_path: Path) -> None:

@@ -110,7 +110,12 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     (photos / "one-more.png").write_bytes((photos / "new-100.png").read_bytes())
     more = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]")
     assert more.returncode != 0
-    assert "mine holds other images; give these another --name" in more.stderr.splitlines()[-1]
+    assert "listing" in more.stderr
+    assert more.stderr.splitlines()[-1].endswith("give these predictions another --name")
+    (photos / "one-more.png").unlink()
+    other = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0]")
+    assert other.returncode != 0
+    assert other.stderr.splitlines()[-1].endswith("give these predictions another --name")
 
 
 @pytest.mark.timeout(900)
