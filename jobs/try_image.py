@@ -53,7 +53,7 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
         raise ValueError(f"{image_path} cannot be read: {error.strerror}") from None
     image = decode_rgb(data, config.limits.max_pixels)
     if not Path(output).parent.is_dir():
-        raise ValueError(f"{output} cannot be written: there is no folder {Path(output).parent}")
+        raise ValueError(f"{output} cannot be written: no folder {Path(output).parent}")
 
     clip = load_clip(config.clip.spec())
     foreground, background, prompts = _text(config, clip)

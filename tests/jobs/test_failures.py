@@ -119,6 +119,9 @@ def test_the_table_counts_kinds_and_names_images(run: Run, capsys: pytest.Captur
     assert ["third", "superpixels", "ImageError", "third [31m is [bold]cut off"] in rows
     show(run, "seeds/fine")
     assert "no failures in seeds/fine" in capsys.readouterr().out
+    run.write_manifest({"config": {}, "models": {}, "stages": ["images", "seeds/fine"], "versions": {}})
+    with pytest.raises(ValueError, match=r"^seeds/fin is no stage of .*; its stages are images, seeds/fine$"):
+        show(run, "seeds/fin")
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:

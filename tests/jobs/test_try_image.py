@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from fmwsss_core.toy.world import draw_scene
@@ -34,11 +35,20 @@ def test_one_png_and_no_ray(tmp_path: Path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_mistake_is_one_line(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--labels", "fihs"], ["'fihs' is not a class", "'fish'"]),
+        (
+            ["--labels", "fish", "--output", "nowhere/seed.png"],
+            ["nowhere/seed.png cannot be written: no folder"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, more: list[str], words: list[str]):
     Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
-    arguments = [str(tmp_path / "grey.png"), "--labels", "fihs", "--config", "configs/demo.yaml"]
+    arguments = [str(tmp_path / "grey.png"), *more, "--config", "configs/demo.yaml"]
     result = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("fmwsss:")]
-    assert "'fihs' is not a class" in line
-    assert "'fish'" in line
+    assert all(word in line for word in words)
