@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -147,7 +148,9 @@ class Board:
 @contextlib.contextmanager
 def watch_board(progress: StageProgress) -> Iterator[Any]:
     """A board whose state is shown as the progress of a stage for as long as the block runs."""
-    board: Any = Board.remote()
+    # Where the driver is: a node that the run can lose must not take the board with it.
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = Board.options(scheduling_strategy=beside).remote()
     ended = threading.Event()
 
     def show() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from fmwsss_core.records import (
 )
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
+    from jaxtyping import Float, UInt8
+    from torch import Tensor
 
     from fmwsss_core.proposals import ProposalSettings
     from fmwsss_core.vocabulary import Vocabulary
@@ -70,6 +72,7 @@ class ClipReplica:
     ) -> None:
         import torch
 
+        from fmwsss_core.memory import FittingBatch
         from fmwsss_core.prompts import PromptLearner
 
         use_threads(num_threads)
@@ -82,6 +85,7 @@ class ClipReplica:
         self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks)
         # Attention grows with the fourth power of the scale.
         self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
+        self.batch = FittingBatch(self.images_per_batch)
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -90,7 +94,8 @@ class ClipReplica:
         for rows in self._batches(block):
             # An error is that of one image: alone, below, it becomes that image's failure.
             with contextlib.suppress(Exception):
-                ready.update(zip((row["image_id"] for row in rows), self._map_classes(rows), strict=True))
+                maps = itertools.chain.from_iterable(self.batch.run(self._map_classes, rows))
+                ready.update(zip((row["image_id"] for row in rows), maps, strict=True))
         return map_rows(
             block, lambda row: ready.get(row["image_id"]) or self._map_classes([row])[0], MAPS_PAYLOAD, self.stage
         )
@@ -141,10 +146,13 @@ class FeatureReplica:
         stage: str,
         num_threads: int,
     ) -> None:
+        from fmwsss_core.memory import FittingBatch
+
         use_threads(num_threads)
         self.clip = load_clip(spec)
         self.kind, self.num_views, self.crop_px = kind, num_views, crop_px
         self.half = uses_bfloat16(precision, self.clip.device.type)
+        self.batch = FittingBatch(num_views)
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -154,21 +162,26 @@ class FeatureReplica:
     def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        from fmwsss_core.last_block import map_product
-
         pixels = [np.frombuffer(row[f"view_{index}"], np.uint8) for index in range(self.num_views)]
         views = torch.from_numpy(np.stack(pixels).reshape(-1, 3, self.crop_px, self.crop_px)).to(self.clip.device)
-        with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half):
-            tokens = self.clip.encode_image(self.clip.preprocess(views)).last_block_input
-        kept = [tokens.float()]
-        if self.kind == "product":
-            found = map_product(self.clip.last_block(kept[0]))
-            kept = [found.embedding[:, None], found.product]
+        kept = [torch.cat(parts) for parts in zip(*self.batch.run(self._keep, views), strict=True)]
         arrays = [array.cpu().numpy() for array in kept]
         features = {
             f"view_{index}": features_to_bytes(*(array[index] for array in arrays)) for index in range(self.num_views)
         }
         return {"height_px": row["height_px"], "width_px": row["width_px"], **features}
+
+    def _keep(self, views: UInt8[Tensor, "views 3 side side"]) -> list[Float[Tensor, "views rows dimensions"]]:
+        import torch
+
+        from fmwsss_core.last_block import map_product
+
+        with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half):
+            tokens = self.clip.encode_image(self.clip.preprocess(views)).last_block_input.float()
+        if self.kind == "input":
+            return [tokens]
+        found = map_product(self.clip.last_block(tokens))
+        return [found.embedding[:, None], found.product]
 
 
 def uses_bfloat16(precision: str | None, device_type: str) -> bool:

@@ -8,7 +8,6 @@ grow with the image; what comes after the network needs no torch and is done els
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, cast
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from fmwsss_core.enlarge import Enlarger
 from fmwsss_core.mask_decoder import NUM_LEVELS, DecodedMasks, PointDecoder
+from fmwsss_core.memory import FittingBatch
 from fmwsss_core.proposals import WHOLE, Detections, ProposalSettings, finish, pack_masks
 from fmwsss_core.superpixels import Superpixels
 from fmwsss_core.suppression import box_nms
@@ -123,7 +123,7 @@ def decode_crops(
             "proposals need 3 (sub-part, part, whole)."
         )
     height, width = image.shape[:2]
-    batch, full = _Batch(settings.points_per_batch), cast("Tensor", sam.pixel_mean).dtype
+    batch, full = None, cast("Tensor", sam.pixel_mean).dtype
     for box, layer in zip(*generate_crop_boxes((height, width), settings.crop_layers, _CROP_OVERLAP), strict=True):
         left, top, right, bottom = box
         if right <= left or bottom <= top:  # an image of a few pixels cannot be cut any further
@@ -132,6 +132,8 @@ def decode_crops(
             encoded = encode_image(sam, image[top:bottom, left:right], settings.compiled)
         # The decoder stays in full precision: its scores are compared with thresholds, and other masks would be left.
         encoded = encoded._replace(features=encoded.features.to(full))
+        # What an image's first crop finds to fit, the others keep.
+        batch = batch or FittingBatch(settings.points_per_batch or _automatic_batch(encoded.features))
         points = _grid(encoded, settings.points_in_layer(layer), sam.device)
         masks = _decode(sam, encoded, points, settings, batch)
         yield DecodedCrop((left, top, right, bottom), encoded.input_size, masks)
@@ -233,16 +235,9 @@ def _detect_in_crop(
     return survivors, bits
 
 
-@dataclasses.dataclass
-class _Batch:
-    """How many points go through the decoder together: what an image's first crop found to fit, the others keep."""
-
-    num_points: int | None
-
-
 @torch.inference_mode()
 def _decode(
-    sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings, batch: _Batch
+    sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings, batch: FittingBatch
 ) -> Iterator[DecodedMasks]:
     """The masks of all points whose predicted IoU passed, in batches; without those that have none."""
     wholes = (torch.arange(NUM_LEVELS, device=points.device) == WHOLE) * settings.whole_bonus
@@ -253,17 +248,7 @@ def _decode(
         return predicted_iou + wholes > settings.predicted_iou_threshold
 
     decoder = PointDecoder(sam, encoded.features)
-    size = batch.num_points = batch.num_points or _automatic_batch(encoded.features)
-    begin = 0
-    while begin < len(points):
-        try:
-            decoded = decoder(points[begin : begin + size], passes)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = batch.num_points = size // 2
-            continue
-        begin += size
+    for decoded in batch.run(lambda some: decoder(some, passes), points):
         if len(decoded.level) > 0:
             yield decoded
 

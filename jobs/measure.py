@@ -12,6 +12,7 @@ from cluster.models import ModelSpec, load_clip, pick_device
 from cluster.replicas import use_threads
 from cluster.segmenters import SegmenterSpec, new_segmenter
 from cluster.storage import Folder
+from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.schedule import backward
 from fmwsss_core.vocabulary import Vocabulary
 from jobs.batches import Batch
@@ -54,10 +55,8 @@ def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: 
     precision = section.precision or ("bfloat16" if device.type == "cuda" else "float32")
 
     def step() -> None:
-        seeds = range(batch_size)
-        backward(
-            segmenter, images.to(device), labels.to(device), None, seeds, section.micro_batches, precision, lambda x: x
-        )
+        seeds, piece = range(batch_size), FittingBatch(-(-batch_size // section.micro_batches))
+        backward(segmenter, images.to(device), labels.to(device), None, seeds, piece, precision, lambda x: x)
 
     return _second_time_s(step)
 

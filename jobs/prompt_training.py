@@ -18,6 +18,7 @@ from cluster.training import sum_gradients, sum_numbers
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.last_block import LastBlock, MapProduct
 from fmwsss_core.learning import PromptLoss, learning_rate, make_optimizer, prompt_loss, share_of
+from fmwsss_core.memory import FittingBatch
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import Vocabulary
 from jobs import checkpoint
@@ -79,8 +80,8 @@ def train_loop(settings: dict[str, Any]) -> None:
         }
         history.append(entry | witness.step(iteration, entry))
         if time.monotonic() - last_saved_s > job.checkpoint_every_s:
-            last_saved_s = time.monotonic()
             checkpoint.save(folder, learner, optimizer, iteration + 1, history)
+            last_saved_s = time.monotonic()  # after it: a save that takes longer is not followed by the next at once
     if witness is not None:
         witness.close()
         if job.stop < job.num_iterations:
@@ -106,8 +107,10 @@ def batch_loss(clip: FrozenClip, learner: PromptLearner, batch: Batch, section: 
     block: LastBlock | MapProduct
     if batch.images is not None:
         with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-            features = clip.encode_image(clip.preprocess(batch.images.to(clip.device)))
-        block = clip.last_block(features.last_block_input.float())
+            pixels = clip.preprocess(batch.images.to(clip.device))
+            parts = FittingBatch(len(pixels)).run(lambda some: clip.encode_image(some).last_block_input, pixels)
+            tokens = torch.cat([*parts])
+        block = clip.last_block(tokens.float())
     else:
         arrays = [array.to(clip.device) for array in batch.features]
         block = clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])

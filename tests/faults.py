@@ -50,9 +50,19 @@ class ThreeNodes:
         self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
         self.nodes.append(self.cluster.add_node(num_cpus=2))
 
+    def kill_busy_node(self) -> str | None:
+        """As `kill_node`, of a node where something is done; returns the name of a worker there, None if all idle."""
+        raylets = {node: node.all_processes["raylet"][0].process.pid for node in self.nodes}
+        for _, name, parent in self._workers():
+            for index, node in enumerate(self.nodes):
+                if raylets[node] == parent and any(kind in name for kind in WORKERS):
+                    self.kill_node(index)
+                    return name
+        return None
+
     def kill_replica(self, chance: random.Random) -> str | None:
         """A worker process is killed: an actor with a model, or a task; returns its name, None if there was none."""
-        workers = [(pid, name) for pid, name in self._workers() if any(kind in name for kind in WORKERS)]
+        workers = [(pid, name) for pid, name, _ in self._workers() if any(kind in name for kind in WORKERS)]
         replicas = [worker for worker in workers if "_Replica" in worker[1]]
         for pid, name in chance.sample(replicas or workers, k=min(1, len(workers))):
             with contextlib.suppress(ProcessLookupError):
@@ -60,7 +70,7 @@ class ThreeNodes:
                 return name
         return None
 
-    def _workers(self) -> Iterator[tuple[int, str]]:
+    def _workers(self) -> Iterator[tuple[int, str, int]]:
         raylets = {
             info.process.pid for node in self.cluster.list_all_nodes() for info in node.all_processes.get("raylet", [])
         }
@@ -68,17 +78,20 @@ class ThreeNodes:
             with contextlib.suppress(OSError):
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
                 if parent in raylets:
-                    yield int(path.name), (path / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+                    name = (path / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+                    yield int(path.name), name, parent
 
     def shutdown(self) -> None:
         """Ends every process of the cluster."""
         self.cluster.shutdown()
 
 
-def start_run(run: str, address: str, log: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+def start_run(
+    run: str, address: str, log: Path, more: Sequence[str] = (), config: str = DEMO
+) -> subprocess.Popen[bytes]:
     """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
     where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
-    command = [sys.executable, "-m", "jobs.cli", "run", DEMO, *SMALL, *where, *more]
+    command = [sys.executable, "-m", "jobs.cli", "run", config, *SMALL, *where, *more]
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.base import Segmenter
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
@@ -72,7 +73,7 @@ def backward(
     labels: UInt8[Tensor, "batch height width"],
     weights: Float[Tensor, "batch height width"] | None,
     random_seeds: Sequence[int],
-    num_micro_batches: int,
+    micro_batch: FittingBatch,
     precision: Literal["float32", "bfloat16"],
     sum_over_workers: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
@@ -84,16 +85,20 @@ def backward(
         labels: 255 is ignored.
         weights: of the pixels, or None.
         random_seeds: one for each image.
-        num_micro_batches: in how many pieces the share goes through the network, one after another.
+        micro_batch: how much of the share goes through the network at once; less where memory runs out.
         precision: of the network; losses are always computed in float32.
         sum_over_workers: sums a tensor over all workers.
 
     Returns:
         the parts of the loss of this share.
+
+    Raises:
+        torch.OutOfMemoryError: there is too little memory for a single image.
     """
     totals = sum_over_workers(segmenter.measure(labels, weights).to(images.device))
-    parts: dict[str, Tensor] = {}
-    for piece in torch.arange(len(images)).chunk(num_micro_batches):
+    parameters = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
+
+    def measure(piece: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
         where = slice(int(piece[0]), int(piece[-1]) + 1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             losses = segmenter.losses(
@@ -103,9 +108,17 @@ def backward(
                 totals,
                 random_seeds[where],
             )
-        torch.stack([*losses.values()]).sum().backward()
+        # Not `backward()`: it would leave half a gradient behind where memory runs out.
+        gradients = torch.autograd.grad(torch.stack([*losses.values()]).sum(), parameters, allow_unused=True)
+        return losses, gradients
+
+    parts: dict[str, Tensor] = {}
+    for losses, gradients in micro_batch.run(measure, torch.arange(len(images))):
         for name, loss in losses.items():
             parts[name] = parts.get(name, 0) + loss.detach()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return parts
 
 

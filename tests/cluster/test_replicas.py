@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cluster.models import ModelSpec, load_clip
-from cluster.replicas import ClipReplica
+from cluster.replicas import ClipReplica, FeatureReplica
 from cluster.rows import start_rows
 from cluster.storage import Folder
+from fmwsss_core import localise
 from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.records import DECODED_PAYLOAD, maps_from_bytes
+from fmwsss_core.records import DECODED_PAYLOAD, features_from_bytes, maps_from_bytes, views_payload
 from fmwsss_core.toy.world import TOY, draw_scene
 
 SPEC = ModelSpec(model="toy")
@@ -53,3 +57,50 @@ def test_a_bad_image_fails_alone_and_the_order_stays(replica: ClipReplica):
             maps, single = (maps_from_bytes(r["refined_cam"], *shape) for r in (own, alone))
             np.testing.assert_allclose(maps, single, atol=2e-3)
     torch.set_num_threads(1)
+
+
+def test_images_that_are_too_many_for_the_memory_come_in_halves(replica: ClipReplica, monkeypatch: pytest.MonkeyPatch):
+    rows = [decoded(f"{seed}", draw_scene(seed).image[:64, :96], ["fish"]) for seed in range(6)]
+    blocks = [start_rows("part-00000.parquet", own, DECODED_PAYLOAD) for own in (rows, *([row] for row in rows))]
+    whole, *alone = (replica(block) for block in blocks)
+    sizes, map_classes = [], localise.map_classes
+
+    def with_little_memory(clip: Any, images: list, *others: Any):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return map_classes(clip, images, *others)
+
+    monkeypatch.setattr(localise, "map_classes", with_little_memory)
+    monkeypatch.setattr(replica.batch, "size", replica.images_per_batch)
+    assert replica(blocks[0]).equals(pa.concat_tables(alone))
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    replica(blocks[0])
+    assert sizes[8:] == [1] * 6, "what fitted is kept"
+    assert whole["failure"].null_count == 6
+
+
+@pytest.mark.parametrize("kind", ["input", "product"])
+def test_views_that_are_too_many_for_the_memory_come_in_halves(kind: str, monkeypatch: pytest.MonkeyPatch):
+    replica = FeatureReplica(SPEC, kind, 4, 96, "float32", "features/classification", num_threads=1)
+    views = {f"view_{i}": draw_scene(i).image[:96, :96].tobytes() for i in range(4)}
+    row = {"image_id": "a", "height_px": 128, "width_px": 128, **views}
+    block = start_rows("part-00000.parquet", [row], views_payload(4))
+    whole, sizes, encode_image = replica(block), [], replica.clip.encode_image
+
+    def with_little_memory(views: torch.Tensor):
+        sizes.append(len(views))
+        if len(views) > 2:
+            raise torch.OutOfMemoryError
+        return encode_image(views)
+
+    monkeypatch.setattr(replica.clip, "encode_image", with_little_memory)
+    halves = replica(block)
+    assert sizes == [4, 2, 2]
+    shapes = [(145, 128)] if kind == "input" else [(1, 64), (144, 64)]
+    for number in range(4):
+        found, expected = (
+            features_from_bytes(table[f"view_{number}"][0].as_py(), *shapes) for table in (halves, whole)
+        )
+        for own, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(own, other, atol=2e-3 * np.abs(other).max())

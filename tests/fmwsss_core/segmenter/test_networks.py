@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmwsss_core.clip import FrozenClip
+from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
 from fmwsss_core.segmenter.inference import probabilities, to_grid
@@ -60,7 +61,7 @@ def test_every_network_learns_and_predicts(kind: str):
     first = last = 0.0
     for step in range(8):
         optimizer.zero_grad()
-        parts = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
+        parts = backward(segmenter, images, labels, None, [1, 2], FittingBatch(2), "float32", lambda values: values)
         optimizer.step()
         last = sum(float(part) for part in parts.values())
         first = first or last
@@ -82,7 +83,7 @@ def test_labels_under_255_do_not_exist(kind: str):
 
     def gradient(weights: Tensor | None) -> Tensor:
         segmenter.zero_grad()
-        backward(segmenter, images, labels, weights, [1, 2], 1, "float32", lambda values: values)
+        backward(segmenter, images, labels, weights, [1, 2], FittingBatch(2), "float32", lambda values: values)
         return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
 
     plain = gradient(None)
@@ -112,14 +113,48 @@ def test_micro_batches_and_shares_give_the_gradient_of_the_whole(kind: str):
     def gradients() -> Tensor:
         return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
 
-    whole_parts = backward(segmenter, images, labels, None, seeds, 1, "float32", lambda values: values)
+    whole_parts = backward(segmenter, images, labels, None, seeds, FittingBatch(4), "float32", lambda values: values)
     whole = gradients()
     segmenter.zero_grad()
     total = segmenter.measure(labels, None)
-    for share, pieces in ((slice(0, 1), 1), (slice(1, 4), 3)):
-        backward(segmenter, images[share], labels[share], None, seeds[share], pieces, "float32", lambda _: total)
+    for share in (slice(0, 1), slice(1, 4)):
+        own = (images[share], labels[share], None, seeds[share])
+        backward(segmenter, *own, FittingBatch(1), "float32", lambda _: total)
     assert (gradients() - whole).norm() < 5e-3 * whole.norm()
     assert set(whole_parts) in ({"class", "mask", "dice"}, {"pixels", "auxiliary"})
+
+
+def test_memory_that_runs_out_leaves_no_half_gradient(monkeypatch: pytest.MonkeyPatch):
+    segmenter = make("resnet").eval()
+    images, labels = batch(4)
+    seeds = [5, 6, 7, 8]
+    sizes: list[int] = []
+
+    def differentiate(total: Tensor, *others: Any, **named: Any) -> Any:
+        sizes.append(held[-1])
+        gradients = grad(total, *others, **named)
+        if held[-1] > 1:
+            raise torch.OutOfMemoryError
+        return gradients
+
+    def losses(images: Tensor, *others: Any) -> Any:
+        held.append(len(images))
+        return measured(images, *others)
+
+    def gradient(size: int) -> tuple[Tensor, FittingBatch]:
+        segmenter.zero_grad()
+        piece = FittingBatch(size)
+        backward(segmenter, images, labels, None, seeds, piece, "float32", lambda values: values)
+        return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None]), piece
+
+    singly, _ = gradient(1)
+    grad, measured, held = torch.autograd.grad, segmenter.losses, [0]
+    monkeypatch.setattr(torch.autograd, "grad", differentiate)
+    monkeypatch.setattr(segmenter, "losses", losses)
+    found, piece = gradient(4)
+    assert torch.equal(found, singly)
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert piece.size == 1
 
 
 def test_the_backbone_is_slower_and_norms_do_not_decay():
@@ -194,8 +229,10 @@ def test_unknown_settings_are_named():
 def test_half_precision_is_for_the_network_and_not_for_the_losses():
     segmenter = make("resnet").eval()
     images, labels = batch()
-    exact = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
-    rough = backward(segmenter, images, labels, None, [1, 2], 2, "bfloat16", lambda _: segmenter.measure(labels, None))
+    exact = backward(segmenter, images, labels, None, [1, 2], FittingBatch(2), "float32", lambda values: values)
+    rough = backward(
+        segmenter, images, labels, None, [1, 2], FittingBatch(1), "bfloat16", lambda _: segmenter.measure(labels, None)
+    )
     for name, value in rough.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
