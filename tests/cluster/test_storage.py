@@ -190,6 +190,22 @@ def test_no_keys_at_all_says_which_to_set(s3_url: str, monkeypatch: pytest.Monke
         Folder(s3_url).write("x", b"")
 
 
+@pytest.mark.usefixtures("fresh_s3")
+def test_a_profile_is_as_good_as_variables(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = f"[team]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    (tmp_path / "credentials").write_text(credentials)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(f"[profile team]\nregion = us-east-1\nendpoint_url = {endpoint}\n")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    folder = Folder(s3_url).child("profile")
+    folder.write("x", b"1")
+    assert folder.read("x") == b"1"
+
+
 def test_an_absent_bucket_is_named(s3_url: str) -> None:
     folder = Folder("s3://no-such-bucket/run")
     for call in (folder.list, lambda: folder.exists("x"), lambda: folder.read("x")):
