@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int16, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int16, Int32, UInt8
 
 from fmwsss_core.superpixels import Superpixels, pooled_means, topmost
 
@@ -74,8 +74,8 @@ def seed_image(
         ignore_below: pixels of a lower confidence become 255.
         keep_labelled: a present class that got no pixel is given the superpixel with its highest score, painted over
             all others, with confidence 0 (of equal scores the first; one that hides the last pixel of another present
-            class is passed over). A class whose scores are all 0 still has none, and so has any class in an image
-            without superpixels.
+            class is passed over). Where there is no such superpixel it is given the pixels where its map is at least
+            half as high as anywhere, one pixel left to each other class. Only a class with a map of 0 still has none.
 
     Raises:
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
@@ -105,7 +105,8 @@ def seed_image(
     superpixel_class = classes[winner].astype(np.int16)
     labels[confidence < ignore_below] = IGNORE
     if keep_labelled:
-        _keep_labelled(superpixels, scores, class_indices, labels, confidence, superpixel_class)
+        heights = maps - low[:, None, None]
+        _keep_labelled(superpixels, scores, heights, class_indices, labels, confidence, superpixel_class)
     return Seed(
         labels=labels,
         superpixel_class=superpixel_class,
@@ -132,6 +133,7 @@ def missing_classes(labels: UInt8[np.ndarray, "height width"], class_indices: Se
 def _keep_labelled(
     superpixels: Superpixels,
     scores: Float32[np.ndarray, "superpixels background_and_present"],
+    heights: Float32[np.ndarray, "present height width"],
     class_indices: Sequence[int],
     labels: UInt8[np.ndarray, "height width"],
     confidence: Float32[np.ndarray, "height width"],
@@ -139,15 +141,31 @@ def _keep_labelled(
 ) -> None:
     """Writes the option `keep_labelled` of `seed_image` into the last three."""
     for class_index in missing_classes(labels, class_indices):
-        own = scores[:, 1 + list(class_indices).index(class_index)]
+        column = list(class_indices).index(class_index)
+        own = scores[:, 1 + column]
         for candidate in np.argsort(-own, kind="stable"):
             if own[candidate] <= 0:
-                break
+                continue
             mask = superpixels.mask(int(candidate))
             hidden = set(np.unique(labels[mask]).tolist()) & set(class_indices)
             if mask.any() and not any((labels == other).sum() == (labels[mask] == other).sum() for other in hidden):
-                labels[mask], confidence[mask], superpixel_class[candidate] = class_index, 0, class_index
+                superpixel_class[candidate] = class_index
                 break
+        else:
+            mask = _peak(heights[column], labels, class_indices)
+        labels[mask], confidence[mask] = class_index, 0
+
+
+def _peak(
+    height: Float32[np.ndarray, "height width"], labels: UInt8[np.ndarray, "height width"], classes: Sequence[int]
+) -> Bool[np.ndarray, "height width"]:
+    """Where a map is at least half as high as anywhere, without a pixel of each class, that where it is lowest."""
+    free = np.where(height > 0, height, 0)
+    for other in classes:
+        pixels = np.flatnonzero(labels == other)
+        if len(pixels):
+            free.flat[pixels[height.flat[pixels].argmin()]] = 0
+    return (free >= free.max() / 2) & (free > 0)
 
 
 def label_map_from_cam(
