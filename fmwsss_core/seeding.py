@@ -82,10 +82,11 @@ def seed_image(
     """
     _check(cams, class_indices, "alpha", alpha)
     height, width = superpixels.height_px, superpixels.width_px
-    maps, low, span = _rectified(upsample(cams, height, width), bool(cams.min(initial=0) < 0))
+    maps, low, high = _rectified(upsample(cams, height, width), bool(cams.min(initial=0) < 0))
+    span = high - low
     classes = np.array([0, *class_indices], dtype=np.uint8)
     # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
-    means = (pooled_means(superpixels, maps) - low) / span
+    means = (pooled_means(superpixels, maps, high) - low) / span
     scores = _scores(_min_max_over_superpixels(means).T, alpha).T
     winner = scores.argmax(axis=1)
     # Column-major, as masks and maps lie in memory.
@@ -240,7 +241,7 @@ def _neighbours(
 def _rectified(
     maps: Float32[np.ndarray, "maps height width"], has_negative: bool
 ) -> tuple[Float32[np.ndarray, "maps height width"], Float32[np.ndarray, " maps"], Float32[np.ndarray, " maps"]]:
-    """Each map rectified, in place, and its minimum and span over the image; 0, and 0 and 1, without contrast."""
+    """Each map rectified, in place, its minimum and its maximum over the image; 0, and 0 and 1, without contrast."""
     if has_negative:
         np.maximum(maps, 0, out=maps)
     low, high = np.zeros(len(maps), dtype=np.float32), np.zeros(len(maps), dtype=np.float32)
@@ -249,7 +250,7 @@ def _rectified(
         if not (high[index] > 0 and high[index] - low[index] > _FLAT * high[index]):
             values[:] = 0
             low[index], high[index] = 0, 1
-    return maps, low, high - low
+    return maps, low, high
 
 
 def _min_max_over_superpixels(

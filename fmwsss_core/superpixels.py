@@ -150,21 +150,29 @@ def occupation_filter(superpixels: Superpixels, threshold: float) -> Superpixels
 
 
 def pooled_means(
-    superpixels: Superpixels, maps: Float[np.ndarray, "classes height width"]
+    superpixels: Superpixels,
+    maps: Float[np.ndarray, "classes height width"],
+    largest: Float[np.ndarray, " classes"] | None = None,
 ) -> Float64[np.ndarray, "superpixels classes"]:
     """Mean of each map inside each mask (method M5.2, the mean of eq. 8); 0 for an empty mask.
 
     Prefix sums along the runs, of whole numbers: each map is scaled by a power of two such that the sum over the image
     fits 62 bits. That is finer than its float32 values but for those below a millionth of the largest, and additions
     have no rounding: the same bytes on every machine, whatever their order.
+
+    Args:
+        superpixels: of one image.
+        maps: of that image.
+        largest: no absolute value of each map is above it; found here if not given.
     """
+    if largest is None:
+        largest = np.maximum(maps.max(axis=(1, 2), initial=0), -maps.min(axis=(1, 2), initial=0))
     owner, start, stop = superpixels.runs
     num_pixels = superpixels.height_px * superpixels.width_px
     sums = np.zeros((len(superpixels), len(maps)))
     prefix = np.zeros(num_pixels + 1, dtype=np.int64)
     for column, values in enumerate(maps):
-        largest = max(values.max(), -values.min())
-        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(largest)[1])
+        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(largest[column])[1])
         np.multiply(values.ravel(order="F"), np.float64(scale), out=prefix[1:], casting="unsafe")
         np.cumsum(prefix, out=prefix)
         sums[:, column] = np.bincount(owner, prefix[stop] - prefix[start], minlength=len(superpixels)) / scale
@@ -194,15 +202,17 @@ def topmost(
 
     # Ranks start at 1: no painter is 0, as fresh memory is.
     number = np.int16 if len(order) < 2**15 - 1 else np.int32
-    highest = np.zeros(num_pixels, dtype=number)
+    rank = (1 + rank).astype(number)
+    highest, spare = np.zeros(num_pixels, dtype=number), np.empty(num_pixels, dtype=number)
     for k in range(int(power.max(initial=0)), -1, -1):
         here = power == k
-        noted = np.zeros(num_pixels, dtype=number)
+        ends = np.stack([start[here], stop[here] - (1 << k)], axis=1)
         # Of several assignments to one pixel the last stays: the highest.
-        noted[np.stack([start[here], stop[here] - (1 << k)], axis=1)] = 1 + rank[here][:, None]
-        np.maximum(highest, noted, out=highest)
+        highest[ends] = np.maximum(highest[ends], rank[here][:, None])
         if k > 0:
             half = 1 << (k - 1)
-            np.maximum(highest[half:], highest[:-half].copy(), out=highest[half:])
+            spare[:half] = highest[:half]
+            np.maximum(highest[half:], highest[:-half], out=spare[half:])
+            highest, spare = spare, highest
     painters = np.concatenate([[-1], order]).astype(np.int32)
     return painters[highest].reshape((superpixels.height_px, superpixels.width_px), order="F")
