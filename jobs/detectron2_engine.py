@@ -247,6 +247,7 @@ def make_trainer(job: TrainJob, board: Any, output: str) -> DefaultTrainer:
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.SEGMENTER = json.dumps(asdict(job.spec))
     cfg.MODEL.PRECISION = job.precision
+    cfg.DATASETS.TRAIN = (register_dataset(job.run, *job.source.labels, job.spec.class_names),)
     cfg.DATASETS.TEST = names
     cfg.SOLVER.MAX_ITER = job.num_iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = job.num_iterations + 1  # by time, see _Steps
@@ -287,8 +288,7 @@ def _tell_process_groups() -> None:
     context = get_context()
     if context.get_world_size() == 1:
         return
-    if pick_device() != "cuda":
-        raise ValueError("engine detectron2 takes several workers only on GPUs; use `engine: ray`, or one worker")
+    assert pick_device() == "cuda", "see jobs.train"
     torch.cuda.set_device(context.get_local_rank())
     comm.create_local_process_group(context.get_local_world_size())
 

@@ -106,6 +106,11 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     if min(section.batch_size, seeds.num_rows) < plan.most_workers:
         raise StageError(f"cluster.train_workers is {plan.most_workers}, more than the images of a batch")
+    if engine == "detectron2" and plan.most_workers > 1 and not plan.use_gpu:
+        raise StageError(
+            f"cluster.train_workers is {plan.most_workers}: engine detectron2 takes several only on GPUs, and "
+            "there are too few; set segmenter.engine to ray, or train_workers to 1"
+        )
     spec = segmenter_spec(config)
     new_segmenter(spec)  # a setting that is wrong should be told before workers start
     crop_settings = CropSettings(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from fmwsss_core.metrics import confusion_matrix, mean_iou
 from fmwsss_core.segmenter.inference import probabilities
 from jobs.segmenter_training import train_segmenter
 from jobs.train import TrainJob
-from tests.jobs.segmenters import make_run, tiny_config
+from tests.jobs.segmenters import CONFIG, ROOT, TINY, make_run, tiny_config
 from tests.jobs.test_train import PowerCutError, make_board, make_job, weights_of
 
 pytest.importorskip("detectron2")
@@ -52,6 +54,26 @@ def test_twenty_steps_of_each_engine_have_the_same_losses(by_detectron2: TrainJo
     expected = weights_of(by_ray.run.folder.child(by_ray.stage))
     for name, value in weights_of(by_detectron2.run.folder.child(by_detectron2.stage)).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_trained_on_is_in_its_catalog(by_detectron2: TrainJob):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    name = f"fmwsss:{by_detectron2.run.folder.url}:seeds/fine.seed"
+    entries = DatasetCatalog.get(name)
+    assert [entry["image_id"] for entry in entries] == [f"toy-{seed:06d}" for seed in range(10)]
+    assert entries[-1]["sem_seg_file_name"] == "seeds/fine/part-00002.parquet#toy-000009"
+    assert MetadataCatalog.get(name).stuff_classes == [*by_detectron2.spec.class_names]
+
+
+def test_several_of_its_workers_need_gpus(tmp_path: Path):
+    path = tmp_path / "run"
+    make_run(path)
+    command = [sys.executable, "-m", "jobs.cli", "train", CONFIG, f"run={path}", *TINY, "segmenter.engine=detectron2",
+               "cluster.train_workers=2"]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    assert "cluster.train_workers is 2: engine detectron2 takes several only on GPUs" in result.stderr
 
 
 def test_its_checkpoint_goes_on_to_the_same_weights(by_detectron2: TrainJob, tmp_path: Path):
