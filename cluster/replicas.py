@@ -89,25 +89,30 @@ class ClipReplica:
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out."""
+        """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out; an image without classes has none and costs nothing."""
         ready: dict[str, dict[str, Any]] = {}
         for rows in self._batches(block):
             # An error is that of one image: alone, below, it becomes that image's failure.
             with contextlib.suppress(Exception):
                 maps = itertools.chain.from_iterable(self.batch.run(self._map_classes, rows))
                 ready.update(zip((row["image_id"] for row in rows), maps, strict=True))
-        return map_rows(
-            block, lambda row: ready.get(row["image_id"]) or self._map_classes([row])[0], MAPS_PAYLOAD, self.stage
-        )
+
+        def maps_of(row: dict[str, Any]) -> dict[str, Any]:
+            if not row["classes"]:
+                size = {"height_px": row["height_px"], "width_px": row["width_px"], "grid_height": 0, "grid_width": 0}
+                return {**size, "classes": [], "cam": b"", "refined_cam": b""}
+            return ready.get(row["image_id"]) or self._map_classes([row])[0]
+
+        return map_rows(block, maps_of, MAPS_PAYLOAD, self.stage)
 
     def _batches(self, block: pa.Table) -> Iterator[list[dict[str, Any]]]:
         """Images of one patch grid, a few at a time; of a shard always the same ones."""
         from fmwsss_core.localise import patch_grid
 
-        table = block.select(["image_id", "height_px", "width_px"])
+        table = block.select(["image_id", "height_px", "width_px", "classes"])
         by_grid: dict[tuple[int, int], list[int]] = {}
         for number, row in enumerate(table.to_pylist()):
-            if row["height_px"] is not None:
+            if row["height_px"] is not None and row["classes"]:
                 by_grid.setdefault(patch_grid(self.clip, row["height_px"], row["width_px"]), []).append(number)
         for numbers in by_grid.values():
             for begin in range(0, len(numbers), self.images_per_batch):

@@ -85,9 +85,7 @@ def seed_image(
     maps, low, high = _rectified(upsample(cams, height, width), bool(cams.min(initial=0) < 0))
     span = high - low
     classes = np.array([0, *class_indices], dtype=np.uint8)
-    # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
-    means = (pooled_means(superpixels, maps, high) - low) / span
-    scores = _scores(_min_max_over_superpixels(means).T, alpha).T
+    scores = _scores(_class_scores(superpixels, maps, low, high).T, alpha).T
     winner = scores.argmax(axis=1)
     # Column-major, as masks and maps lie in memory.
     painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1).astype(np.intp)
@@ -116,6 +114,24 @@ def seed_image(
         coverage=1 - len(uncovered) / len(painter),
         missing=missing_classes(labels, class_indices),
     )
+
+
+def class_scores(
+    superpixels: Superpixels, cams: Float32[np.ndarray, "present grid_height grid_width"]
+) -> Float[np.ndarray, "superpixels present"]:
+    """S^c of eq. 8, as steps 1 and 2 of `seed_image` make it."""
+    size = (superpixels.height_px, superpixels.width_px)
+    return _class_scores(superpixels, *_rectified(upsample(cams, *size), bool(cams.min(initial=0) < 0)))
+
+
+def _class_scores(
+    superpixels: Superpixels,
+    maps: Float32[np.ndarray, "present height width"],
+    low: Float32[np.ndarray, " present"],
+    high: Float32[np.ndarray, " present"],
+) -> Float[np.ndarray, "superpixels present"]:
+    # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
+    return _min_max_over_superpixels((pooled_means(superpixels, maps, high) - low) / (high - low))
 
 
 def paint(

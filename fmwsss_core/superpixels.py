@@ -165,14 +165,15 @@ def pooled_means(
         maps: of that image.
         largest: no absolute value of each map is above it; found here if not given.
     """
-    if largest is None:
-        largest = np.maximum(maps.max(axis=(1, 2), initial=0), -maps.min(axis=(1, 2), initial=0))
+    bounds = largest
+    if bounds is None:
+        bounds = np.maximum(maps.max(axis=(1, 2), initial=0), -maps.min(axis=(1, 2), initial=0))
     owner, start, stop = superpixels.runs
     num_pixels = superpixels.height_px * superpixels.width_px
     sums = np.zeros((len(superpixels), len(maps)))
     prefix = np.zeros(num_pixels + 1, dtype=np.int64)
     for column, values in enumerate(maps):
-        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(largest[column])[1])
+        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(bounds[column])[1])
         np.multiply(values.ravel(order="F"), np.float64(scale), out=prefix[1:], casting="unsafe")
         np.cumsum(prefix, out=prefix)
         sums[:, column] = np.bincount(owner, prefix[stop] - prefix[start], minlength=len(superpixels)) / scale

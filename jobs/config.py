@@ -295,7 +295,14 @@ class PredictSection(Section):
     flip: bool = False
     refine: Literal["sams", "crf"] | None = "sams"
     alpha: Annotated[float, Field(gt=0)] = 3.0
+    cam_weight: Share = 0.0  # of CLIP's class maps, beside the segmenter's probabilities, in `refine: sams`
     png: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictSection:
+        if self.cam_weight and self.refine != "sams":
+            raise ValueError("`cam_weight` needs `refine: sams`")
+        return self
 
 
 class PreviewSection(Section):

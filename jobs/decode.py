@@ -21,10 +21,11 @@ def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[
     table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes", "sha256"])
     rows = [row for row in table.to_pylist() if row.pop("sha256") not in skip_sha256]
     encoded = start_rows(part, rows, ENCODED_PAYLOAD)
-    return map_rows(encoded, _decode, DECODED_PAYLOAD, stage)
+    return map_rows(encoded, decode_row, DECODED_PAYLOAD, stage)
 
 
-def _decode(row: dict[str, Any]) -> dict[str, Any]:
+def decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The payload of a row of ENCODED_PAYLOAD, decoded."""
     # The limits were checked when the image came in.
     pixels = decoder().rgb(row["image"], max_pixels=2**62)
     height_px, width_px = pixels.shape[:2]

@@ -65,7 +65,7 @@ def predict_dataset(
     if config.predict.refine == "sams":
         propose.run(own_config, own)
     if config.predict.refine:
-        refine.refine_images(config, own, PREDICTED, REFINED, config.predict.refine)
+        refine.refine_images(config, own, run, PREDICTED, REFINED, config.predict.refine)
     return evaluate.run_predictions(own_config, own)
 
 

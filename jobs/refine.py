@@ -7,28 +7,38 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cluster.ledger import Receipt, Run
+from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.resources import plan_replicas
 from cluster.rows import map_rows, start_rows, write_block
 from cluster.shards import Operator
 from fmwsss_core.images import decode_label_png, decode_rgb, encode_grey_png, encode_label_png
-from fmwsss_core.records import PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
+from fmwsss_core.records import DECODED_PAYLOAD, PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
 from fmwsss_core.segmenter.refinement import refine_by_crf, refine_labels
 from fmwsss_core.vocabulary import Vocabulary
-from jobs.config import RunConfig
+from jobs import seed
+from jobs.config import PredictSection, RunConfig
+from jobs.decode import decode_row
+from jobs.methods import MAPS_COLUMN
 from jobs.stage import begin_stage, run_sharded, upstream
 
 SOURCE_OF = {"sams": "superpixels", "crf": "images"}  # what a method reads beside the predictions
+PREDICTED_PAYLOAD = [PREDICTIONS.field("labels"), PREDICTIONS.field("classes")]
 REFINED_PAYLOAD = [field for field in REFINED if field.name != "image_id"]
-PREDICTIONS_PAYLOAD = [field for field in PREDICTIONS if field.name != "image_id"]
+# A class of fewer pixels gets no map: eq. 8 would make some superpixel its best one all the same.
+MIN_MAPPED_SHARE = 0.005
 
 
-def refine_images(config: RunConfig, run: Run, predicted: str, stage: str, method: Literal["sams", "crf"]) -> Receipt:
-    """Refines the predictions of a run with its superpixels, or with its images; one task a shard, no model.
+def refine_images(
+    config: RunConfig, run: Run, learned: Run, predicted: str, stage: str, method: Literal["sams", "crf"]
+) -> Receipt:
+    """Refines the predictions of a run with its superpixels, or with its images; one task a shard.
+
+    No model has a part in it, unless class maps are to have a say (`predict.cam_weight`): then decode | CLIP | refine.
 
     Args:
         config: the run file.
         run: with the predictions and, for `sams`, `superpixels/`.
+        learned: the run with the prompts of the class maps.
         predicted: the stage of the predictions.
         stage: where the refined labels go.
         method: `sams`, or `crf`, which needs no superpixels.
@@ -36,13 +46,17 @@ def refine_images(config: RunConfig, run: Run, predicted: str, stage: str, metho
     Raises:
         ValueError: predictions or superpixels are not complete, or every image failed.
     """
-    source = SOURCE_OF[method]
-    other, said = upstream(run, stage, [source, predicted])
-    section = config.predict
+    source, section = SOURCE_OF[method], config.predict
+    receipts = upstream(run, stage, [source, predicted])
+    num_rows, parts = receipts[1].num_rows, receipts[1].parts
     settings: dict[str, Any] = {"method": method, "png": section.png}
     if method == "sams":
         settings["alpha"] = section.alpha
-    started = begin_stage(run, stage, settings, [other, said])
+    if section.cam_weight:
+        receipts += upstream(learned, stage, [seed.PROMPTS_OF["fine"]])
+        maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
+        settings |= {"cam_weight": section.cam_weight, **maps_settings}
+    started = begin_stage(run, stage, settings, receipts)
     if started.receipt:
         return started.receipt
     cluster = config.cluster
@@ -52,46 +66,96 @@ def refine_images(config: RunConfig, run: Run, predicted: str, stage: str, metho
         "predicted": predicted,
         "stage": stage,
         "vocabulary": config.resolve_vocabulary(),
-        "alpha": section.alpha,
+        "section": section,
         "source": source,
-        "png": section.png,
+        "maps": config.seeds.fine.maps if section.cam_weight else None,
     }
     operators = [Operator(refine_shard, arguments, num_cpus=plan.helper_cpus)]
-    return run_sharded(run, started, said.parts, said.num_rows, operators, config.max_failures)
+    if section.cam_weight:
+        prompts = (learned.folder.child(seed.PROMPTS_OF["fine"]), PROMPTS_FILE)
+        decode = {"run": run, "predicted": predicted, "stage": stage}
+        operators = [
+            Operator(decode_predicted_shard, decode, num_cpus=plan.helper_cpus),
+            seed.clip_operator(config, plan, config.seeds.fine, prompts, stage),
+            *operators,
+        ]
+    return run_sharded(run, started, parts, num_rows, operators, config.max_failures)
+
+
+def decode_predicted_shard(block: pa.Table, run: Run, predicted: str, stage: str) -> pa.Table:
+    """A block that names one part in, its predicted images out, decoded, with those classes that are to get maps."""
+    part = block["part"][0].as_py()
+    said = run.folder.child(predicted).read_table(part, ["image_id", "labels", "classes"]).to_pylist()
+    images = run.folder.child("images").read_table(part, ["image_id", "image"]).to_pylist()
+    encoded = {row["image_id"]: row["image"] for row in images}
+
+    def decode(row: dict[str, Any]) -> dict[str, Any]:
+        return decode_row({"image": encoded[row["image_id"]], "classes": _mapped(row["labels"], row["classes"])})
+
+    return map_rows(start_rows(part, said, PREDICTED_PAYLOAD), decode, DECODED_PAYLOAD, stage)
+
+
+def _mapped(labels: bytes, classes: list[str]) -> list[str]:
+    """The predicted classes that get maps, none if it would be one alone; `classes` is in the order of indices."""
+    _, counts = np.unique(decode_label_png(labels), return_counts=True)
+    shares = counts[-len(classes) :] / counts.sum() if classes else []
+    mapped = [name for name, share in zip(classes, shares, strict=True) if share >= MIN_MAPPED_SHARE]
+    return mapped if len(mapped) > 1 else []
 
 
 def refine_shard(
-    block: pa.Table, run: Run, predicted: str, stage: str, vocabulary: Vocabulary, alpha: float, source: str, png: bool
+    block: pa.Table,
+    run: Run,
+    predicted: str,
+    stage: str,
+    vocabulary: Vocabulary,
+    section: PredictSection,
+    source: str,
+    maps: str | None,
 ) -> pa.Table:
-    """A block that names one part in, its refined labels and failures written, its counts out."""
+    """A block that names one part, or has its class maps, in; refined labels and failures written, counts out."""
     part = block["part"][0].as_py()
     columns = ["image_id", "image"] if source == "images" else None
     other = {row["image_id"]: row for row in run.folder.child(source).read_table(part, columns).to_pylist()}
-    said = [row for row in run.folder.child(predicted).read_table(part).to_pylist() if row["image_id"] in other]
+    said = {row["image_id"]: row for row in run.folder.child(predicted).read_table(part).to_pylist()}
+    if maps is None:
+        block = start_rows(part, [{"image_id": image_id} for image_id in said], [])
+    # An image without superpixels is told in failures/superpixels; here it is left out.
+    known = pa.array([image_id is None or image_id in other for image_id in block["image_id"].to_pylist()])
     refined = map_rows(
-        start_rows(part, said, PREDICTIONS_PAYLOAD),
-        lambda row: _refined_row(row, other[row["image_id"]], vocabulary, alpha),
+        block.filter(known),
+        lambda row: _refined_row(said[row["image_id"]], other[row["image_id"]], vocabulary, section, row, maps),
         REFINED_PAYLOAD,
         stage,
     )
-    return write_block(refined, run, stage, REFINED, png_column="labels" if png else None)
+    return write_block(refined, run, stage, REFINED, png_column="labels" if section.png else None)
 
 
-def _refined_row(row: dict[str, Any], other: dict[str, Any], vocabulary: Vocabulary, alpha: float) -> dict[str, Any]:
+def _refined_row(
+    row: dict[str, Any],
+    other: dict[str, Any],
+    vocabulary: Vocabulary,
+    section: PredictSection,
+    mapped: dict[str, Any],
+    maps: str | None,
+) -> dict[str, Any]:
     indices = vocabulary.indices(row["classes"])
-    maps = maps_from_bytes(row["probabilities"], 1 + len(indices), row["grid_height"], row["grid_width"])
+    probabilities = maps_from_bytes(row["probabilities"], 1 + len(indices), row["grid_height"], row["grid_width"])
     if "image" in other:
         image = decode_rgb(other["image"], max_pixels=2**62)  # its size was checked when it came in
-        labels, confidence = refine_by_crf(image, maps, indices)
+        labels, confidence = refine_by_crf(image, probabilities, indices)
         of_superpixels: dict[str, Any] = {"coverage": None, "superpixel_class": [], "scores": []}
     else:
-        said = decode_label_png(row["labels"])
-        seed = refine_labels(superpixels_from_row(other), maps, indices, said, alpha)
-        labels, confidence = seed.labels, seed.confidence
+        cams, own = None, vocabulary.indices(mapped["classes"]) if maps else []
+        if maps and own:
+            cams = maps_from_bytes(mapped[MAPS_COLUMN[maps]], len(own), mapped["grid_height"], mapped["grid_width"])
+        said, superpixels = decode_label_png(row["labels"]), superpixels_from_row(other)
+        found = refine_labels(superpixels, probabilities, indices, said, section.alpha, cams, own, section.cam_weight)
+        labels, confidence = found.labels, found.confidence
         of_superpixels = {
-            "coverage": seed.coverage,
-            "superpixel_class": seed.superpixel_class,
-            "scores": seed.scores.reshape(-1),
+            "coverage": found.coverage,
+            "superpixel_class": found.superpixel_class,
+            "scores": found.scores.reshape(-1),
         }
     return {
         "height_px": row["height_px"],

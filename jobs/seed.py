@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.replicas import ClipReplica
-from cluster.resources import plan_replicas
+from cluster.resources import ReplicaPlan, plan_replicas
 from cluster.rows import map_rows, write_block
 from cluster.shards import Operator
+from cluster.storage import Folder
 from fmwsss_core.images import encode_grey_png, encode_label_png
 from fmwsss_core.records import SEEDS, maps_from_bytes, superpixels_from_row
 from fmwsss_core.vocabulary import Vocabulary
@@ -66,16 +67,6 @@ def make(
     vocabulary = config.resolve_vocabulary()
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
-    clip_arguments = {
-        "spec": config.clip.spec(),
-        "vocabulary": vocabulary,
-        "prompts": (run.folder.child(prompts), prompts_file),
-        "box_threshold": section.box_threshold,
-        "num_sinkhorn": section.num_sinkhorn,
-        "scales": section.scales,
-        "num_attention_blocks": section.num_attention_blocks,
-        "stage": stage,
-    }
     write_arguments = {
         "run": run,
         "stage": stage,
@@ -86,10 +77,27 @@ def make(
     }
     operators = [
         Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
-        plan.operator(ClipReplica, clip_arguments),
+        clip_operator(config, plan, section, (run.folder.child(prompts), prompts_file), stage),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
     return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
+
+
+def clip_operator(
+    config: RunConfig, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
+) -> Operator:
+    """The operator that turns decoded images into maps of their classes, as one set of seeds wants them."""
+    arguments = {
+        "spec": config.clip.spec(),
+        "vocabulary": config.resolve_vocabulary(),
+        "prompts": prompts,
+        "box_threshold": section.box_threshold,
+        "num_sinkhorn": section.num_sinkhorn,
+        "scales": section.scales,
+        "num_attention_blocks": section.num_attention_blocks,
+        "stage": stage,
+    }
+    return plan.operator(ClipReplica, arguments)
 
 
 def write_shard(

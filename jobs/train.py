@@ -150,7 +150,7 @@ def _relabel(config: RunConfig, run: Run, section: SegmenterSection, number: int
         config, run, segmenter_spec(config), model, trained, f"{stage}/{predict.PREDICTED}", restrict=True
     )
     method = config.predict.refine or "sams"
-    return refine.refine_images(config, run, f"{stage}/{predict.PREDICTED}", f"{stage}/{predict.REFINED}", method)
+    return refine.refine_images(config, run, run, f"{stage}/{predict.PREDICTED}", f"{stage}/{predict.REFINED}", method)
 
 
 def _ray_loop(settings: dict[str, Any]) -> None:

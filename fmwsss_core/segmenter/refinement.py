@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from fmwsss_core.baselines import dense_crf
-from fmwsss_core.seeding import Seed, margin, missing_classes, paint, upsample
+from fmwsss_core.seeding import Seed, class_scores, margin, missing_classes, paint, upsample
 from fmwsss_core.superpixels import Superpixels, pooled_means
 
 
@@ -21,6 +21,9 @@ def refine_labels(
     class_indices: Sequence[int],
     labels: UInt8[np.ndarray, "height width"],
     alpha: float,
+    cams: Float32[np.ndarray, "mapped cam_height cam_width"] | None = None,
+    mapped: Sequence[int] = (),
+    cam_weight: float = 0.0,
 ) -> Seed:
     """Labels whose outlines are those of the superpixels.
 
@@ -29,22 +32,37 @@ def refine_labels(
     in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said (seeding, which
     has nothing better, calls them background).
 
+    With class maps of CLIP for two classes or more (ours), they have a say in which class it is, not in whether it is
+    any: inside a superpixel the classes' shares of their summed probability P become
+    (1 - w) p_c / P + w S^c / sum_k S^k, with S of eq. 8; where all S are 0 they stay what they are.
+
     Args:
         superpixels: of the image.
         probabilities: of the background (first) and of each of `class_indices`, on a grid over the image.
         class_indices: the classes that the segmenter predicts somewhere in the image (1 to 254).
         labels: what the segmenter says at each pixel.
         alpha: exponent of the background's probability, > 0; the paper's program has 3.
+        cams: class activation maps of some of `class_indices`, on a grid over the image.
+        mapped: which.
+        cam_weight: w, 0 to 1.
 
     Raises:
-        ValueError: alpha is not positive, or there is not one map for the background and each class.
+        ValueError: alpha is not positive, or there is not one map for the background and each class, or not one class
+            activation map for each of `mapped`.
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be larger than 0, got {alpha}.")
     if len(probabilities) != 1 + len(class_indices):
         raise ValueError(f"There are {len(probabilities)} maps for the background and {len(class_indices)} classes.")
+    num_cams = 0 if cams is None else len(cams)
+    if num_cams != len(mapped) or not set(mapped) <= set(class_indices):
+        raise ValueError(f"There are {num_cams} class activation maps for {list(mapped)} of {list(class_indices)}.")
     maps = upsample(probabilities, superpixels.height_px, superpixels.width_px)
     means = pooled_means(superpixels, maps).astype(np.float32)
+    if cams is not None and num_cams > 1 and cam_weight > 0:
+        support = np.zeros((len(superpixels), len(class_indices)))
+        support[:, [list(class_indices).index(index) for index in mapped]] = class_scores(superpixels, cams)
+        means[:, 1:] = _shared_out(means[:, 1:], support, cam_weight)
     scores = np.concatenate([means[:, :1] ** np.float32(alpha), means[:, 1:]], axis=1)
     classes = np.array([0, *class_indices], dtype=np.int16)
     painter = paint(superpixels, scores.max(axis=1, initial=0))
@@ -64,6 +82,14 @@ def refine_labels(
         coverage=float(covered.mean()),
         missing=missing_classes(painted, class_indices),
     )
+
+
+def _shared_out(
+    means: Float32[np.ndarray, "superpixels classes"], support: Float[np.ndarray, "superpixels classes"], weight: float
+) -> Float[np.ndarray, "superpixels classes"]:
+    sums, all_support = means.sum(axis=1, keepdims=True), support.sum(axis=1, keepdims=True)
+    supported = sums * support / np.where(all_support > 0, all_support, 1)
+    return np.where(all_support > 0, (1 - weight) * means + weight * supported, means)
 
 
 def refine_by_crf(

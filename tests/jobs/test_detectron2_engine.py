@@ -57,13 +57,13 @@ def test_twenty_steps_of_each_engine_have_the_same_losses(by_detectron2: TrainJo
 
 
 def test_what_is_trained_on_is_in_its_catalog(by_detectron2: TrainJob):
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from jobs import detectron2_engine as engine
 
     name = f"fmwsss:{by_detectron2.run.folder.url}:seeds/fine.seed"
-    entries = DatasetCatalog.get(name)
+    entries = engine.DatasetCatalog.get(name)
     assert [entry["image_id"] for entry in entries] == [f"toy-{seed:06d}" for seed in range(10)]
     assert entries[-1]["sem_seg_file_name"] == "seeds/fine/part-00002.parquet#toy-000009"
-    assert MetadataCatalog.get(name).stuff_classes == [*by_detectron2.spec.class_names]
+    assert engine.MetadataCatalog.get(name).stuff_classes == [*by_detectron2.spec.class_names]
 
 
 def test_several_of_its_workers_need_gpus(tmp_path: Path):

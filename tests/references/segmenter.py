@@ -57,13 +57,21 @@ def losses(class_logits: np.ndarray, mask_logits: np.ndarray, labels: np.ndarray
 
 
 def refined_labels(
-    masks: np.ndarray, level: list[int], maps: np.ndarray, classes: tuple[int, ...], said: np.ndarray, alpha: float
-) -> np.ndarray:
-    """Method M5.3, mask by mask: mean probabilities, background to the power alpha, painted upwards."""
+    masks: np.ndarray, level: list[int], maps: np.ndarray, classes: tuple[int, ...], said: np.ndarray, alpha: float,
+    support: np.ndarray | None = None, weight: float = 0.0,
+) -> np.ndarray:  # fmt: skip
+    """Method M5.3, mask by mask: mean probabilities, background to the power alpha, painted upwards.
+
+    With `support`, scores of the classes in each mask, these have a say in the classes' shares of their sum.
+    """
     labels = said.copy()
     scored = []
     for index, mask in enumerate(masks):
         means = [float(values[mask].mean()) if mask.any() else 0.0 for values in maps.astype(np.float64)]
+        if support is not None and support[index].sum() > 0:
+            total = sum(means[1:])
+            given = [total * own / support[index].sum() for own in support[index]]
+            means[1:] = [(1 - weight) * mean + weight * own for mean, own in zip(means[1:], given, strict=True)]
         scores = [np.float32(np.float32(means[0]) ** np.float32(alpha)), *(np.float32(mean) for mean in means[1:])]
         winner = int(np.argmax(scores))
         scored.append((level[index], float(scores[winner]), -index, (0, *classes)[winner], mask))

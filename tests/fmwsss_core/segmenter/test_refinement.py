@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmwsss_core.seeding import upsample
 from fmwsss_core.segmenter.refinement import refine_by_crf, refine_labels
 from fmwsss_core.superpixels import Superpixels
+from tests.references.seeding import superpixel_scores
 from tests.references.segmenter import refined_labels
 
 HEIGHT, WIDTH, CLASSES = 6, 7, (2, 5)
@@ -38,6 +40,42 @@ def test_agrees_with_loops(world: tuple[np.ndarray, list[int], np.ndarray], alph
     assert refined.coverage == pytest.approx(masks.any(0).mean() if len(masks) else 0.0)
     assert refined.confidence.min() >= 0
     assert refined.confidence.max() <= 1
+
+
+@given(worlds(), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_class_maps_have_a_say_in_which_class_it_is(
+    world: tuple[np.ndarray, list[int], np.ndarray], weight: float, seed: int
+):
+    masks, level, maps = world
+    said = np.array([0, *CLASSES], np.uint8)[maps.argmax(0)]
+    cams = np.random.default_rng(seed).random((len(CLASSES), 2, 3)).astype(np.float32)
+    support = superpixel_scores(masks, upsample(cams, HEIGHT, WIDTH), alpha=1.0)[:, 1:]
+    refined = refine_labels(superpixels(masks, level), maps, CLASSES, said, 3.0, cams, CLASSES, weight)
+    expected = refined_labels(masks, level, maps, CLASSES, said, 3.0, support, weight)
+    np.testing.assert_array_equal(refined.labels, expected)
+    if weight == 0:
+        plain = refine_labels(superpixels(masks, level), maps, CLASSES, said, 3.0)
+        np.testing.assert_array_equal(refined.labels, plain.labels)
+    # Whether it is any class is left to the segmenter: the sum of the classes is what it was.
+    sums = refine_labels(superpixels(masks, level), maps, CLASSES, said, 3.0).scores[:, 1:].sum(1)
+    np.testing.assert_allclose(refined.scores[:, 1:].sum(1), sums, rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_thing_with_the_name_of_its_neighbour_gets_its_own():
+    masks = np.zeros((2, HEIGHT, WIDTH), bool)
+    masks[0, :, :4], masks[1, :, 5:] = True, True
+    said = np.where(masks[0] | masks[1], 2, 0).astype(np.uint8)
+    said[0, 5] = 5
+    maps = np.stack([said == 0, 0.6 * (said > 0), 0.4 * (said > 0)]).astype(np.float32)
+    cams = np.array([[[1.0, 0.2]], [[0.1, 1.0]]], np.float32)
+    plain = refine_labels(superpixels(masks, [2, 2]), maps, CLASSES, said, 3.0)
+    assert plain.missing == (5,)
+    found = refine_labels(superpixels(masks, [2, 2]), maps, CLASSES, said, 3.0, cams, CLASSES, 0.5)
+    np.testing.assert_array_equal(found.labels, np.where(masks[0], 2, np.where(masks[1], 5, 0)))
+    # One class alone: there is nothing to share out.
+    alone = refine_labels(superpixels(masks, [2, 2]), maps, CLASSES, said, 3.0, cams[:1], (2,), 0.5)
+    np.testing.assert_array_equal(alone.labels, plain.labels)
 
 
 def test_a_wrong_outline_is_put_right_by_the_mask():
@@ -75,3 +113,7 @@ def test_mistakes_are_named():
         refine_labels(nothing, maps, CLASSES, said, alpha=0.0)
     with pytest.raises(ValueError, match="3 maps for the background and 1 classes"):
         refine_labels(nothing, maps, (2,), said, alpha=3.0)
+    cams = np.zeros((1, 2, 2), np.float32)
+    for own, mapped in ((cams, CLASSES), (None, (2,)), (cams, (7,))):
+        with pytest.raises(ValueError, match="class activation maps for"):
+            refine_labels(nothing, maps, CLASSES, said, 3.0, own, mapped, 0.5)
