@@ -260,6 +260,7 @@ class SegmenterSection(Section):
     category_cap: Share = 0.75
     distort: bool = True
     flip: bool = True
+    paste: Share = 0.0  # of the crops, that get a class of another one laid over them
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4

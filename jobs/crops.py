@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cluster.ledger import Run
 from fmwsss_core.images import decode_label_png, decode_rgb
-from fmwsss_core.segmenter.crops import CropSettings, draw_crop
+from fmwsss_core.segmenter.crops import Crop, CropSettings, draw_crop, paste_class
 
 WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory is bounded at any size of the data set
 CACHE_BYTES = 1 << 30
@@ -70,7 +70,7 @@ class CropSource:
         with ThreadPoolExecutor(AHEAD) as pool:
             pending: list[Future[CropBatch]] = []
             for rows, iteration in self._row_batches(first, last, per_epoch, cache):
-                pending.append(pool.submit(self._make, rows[rank::num_workers], iteration))
+                pending.append(pool.submit(self._make, rows, range(rank, len(rows), num_workers), iteration))
                 if len(pending) > AHEAD:
                     yield pending.pop(0).result()
             for future in pending:
@@ -112,25 +112,29 @@ class CropSource:
             cache.popitem(last=False)
         return rows
 
-    def _make(self, rows: list[dict[str, Any]], iteration: int) -> CropBatch:
+    def _make(self, rows: list[dict[str, Any]], mine: range, iteration: int) -> CropBatch:
         images, labels, weights, seeds = [], [], [], []
-        for row in rows:
-            # A crop depends on the image and the iteration, not on who draws it or after what.
-            key = int.from_bytes(row["image_id"].encode(), "little")
-            generator = np.random.default_rng((self.random_seed, iteration, key))
-            confidence = np.array(Image.open(BytesIO(row["confidence"]))) if row["confidence"] else None
-            image, target, weight = draw_crop(
-                decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["labels"]), confidence, generator,
-                self.settings,
-            )  # fmt: skip
-            images.append(image)
-            labels.append(target)
-            weights.append(weight)
+        for index in mine:
+            # A crop depends on the batch and the iteration, not on who draws it or after what.
+            key = (self.random_seed, iteration, int.from_bytes(rows[index]["image_id"].encode(), "little"))
+            generator, of_paste = np.random.default_rng(key), np.random.default_rng((*key, 1))
+            crop = self._draw(rows[index], generator)
+            if self.settings.paste > 0 and len(rows) > 1 and of_paste.random() < self.settings.paste:
+                giver = rows[(index + 1 + int(of_paste.integers(len(rows) - 1))) % len(rows)]
+                crop = paste_class(crop, self._draw(giver, of_paste), of_paste)
+            images.append(crop[0])
+            labels.append(crop[1])
+            weights.append(crop[2])
             seeds.append(int(generator.integers(2**62)))
         return CropBatch(
             torch.stack(images),
             torch.stack(labels),
             torch.stack(weights) if self.weighted else None,
-            tuple(row["image_id"] for row in rows),
+            tuple(rows[index]["image_id"] for index in mine),
             tuple(seeds),
         )
+
+    def _draw(self, row: dict[str, Any], generator: np.random.Generator) -> Crop:
+        confidence = np.array(Image.open(BytesIO(row["confidence"]))) if row["confidence"] else None
+        image, labels = decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["labels"])
+        return draw_crop(image, labels, confidence, generator, self.settings)

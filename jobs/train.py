@@ -114,8 +114,9 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     spec = segmenter_spec(config)
     new_segmenter(spec)  # a setting that is wrong should be told before workers start
     crop_settings = CropSettings(
-        section.crop_px, section.short_side_px, section.scale_range, section.category_cap, section.distort, section.flip
-    )
+        section.crop_px, section.short_side_px, section.scale_range, section.category_cap, section.distort,
+        section.flip, section.paste,
+    )  # fmt: skip
     job = TrainJob(
         run=run,
         stage=stage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torchvision.transforms.v2 import functional as transforms
 from fmwsss_core.segmenter.base import PIXEL_MEAN
 
 IGNORE = 255
+Crop: TypeAlias = tuple[UInt8[Tensor, "3 crop crop"], UInt8[Tensor, "crop crop"], Float[Tensor, "crop crop"] | None]
 MAX_ASPECT = 4  # of 2048 x 512: a panorama is scaled by its long side
 NUM_TRIES = 10
+MAX_SHIFT = 0.4
 FLIP_PROBABILITY = DISTORTION_PROBABILITY = 0.5
 
 
@@ -31,6 +34,7 @@ class CropSettings:
             again, NUM_TRIES times at most; 1 takes every crop.
         distort: whether brightness, contrast, saturation and hue change.
         flip: whether half of the crops are mirrored.
+        paste: share of the crops that another one gives a class to (see `paste_class`); 0 for none.
     """
 
     crop_px: int = 512
@@ -39,6 +43,7 @@ class CropSettings:
     category_cap: float = 0.75
     distort: bool = True
     flip: bool = True
+    paste: float = 0.0
 
 
 def draw_crop(
@@ -47,8 +52,8 @@ def draw_crop(
     weights: UInt8[np.ndarray, "height width"] | None,
     generator: np.random.Generator,
     settings: CropSettings,
-) -> tuple[UInt8[Tensor, "3 crop crop"], UInt8[Tensor, "crop crop"], Float[Tensor, "crop crop"] | None]:
-    """One random crop.
+) -> Crop:
+    """One random crop: its pixels, labels and weights.
 
     Args:
         image: RGB.
@@ -81,6 +86,37 @@ def draw_crop(
         planes = [plane.flip(-1) for plane in planes]
     weight = planes[2][0].float() / 255 if more else None
     return planes[0].contiguous(), planes[1][0].contiguous(), weight
+
+
+def paste_class(crop: Crop, giver: Crop, generator: np.random.Generator) -> Crop:
+    """One class of another crop laid over this one, mirrored or not, moved by up to MAX_SHIFT of the side.
+
+    Copy-paste (arXiv 2012.07177) with what a seed has in place of instances. Things come into scenes that they were
+    never seen in, so that what a thing is called has to come from the thing.
+
+    Args:
+        crop: stays as it is if the other one shows no class but the background.
+        giver: of the same size.
+        generator: everything random comes from here.
+    """
+    classes = [index for index in giver[1].unique().tolist() if index not in (0, IGNORE)]
+    if not classes:
+        return crop
+    chosen, is_mirrored = classes[int(generator.integers(len(classes)))], generator.random() < FLIP_PROBABILITY
+    side = giver[1].shape[0]
+    down, right = generator.integers(-int(MAX_SHIFT * side), int(MAX_SHIFT * side), size=2, endpoint=True).tolist()
+    to, come = ((slice(max(0, by), side + min(0, by)) for by in (sign * down, sign * right)) for sign in (1, -1))
+    to, come = (..., *to), (..., *come)
+
+    def laid(below: Tensor, above: Tensor) -> Tensor:
+        above = above.flip(-1) if is_mirrored else above
+        below = below.clone()
+        below[to] = torch.where(here, above[come], below[to])
+        return below
+
+    here = (giver[1].flip(-1) if is_mirrored else giver[1])[come] == chosen
+    weights = laid(crop[2], giver[2]) if crop[2] is not None and giver[2] is not None else None
+    return laid(crop[0], giver[0]), laid(crop[1], giver[1]), weights
 
 
 def scaled_size(height: int, width: int, short_side_px: float) -> list[int]:

@@ -120,8 +120,11 @@ def test_the_best_is_kept_beside_the_last_only_when_asked(undisturbed: TrainJob,
     assert {"best/model.safetensors", "last/model.safetensors"} <= set(folder.list())
 
 
-def test_workers_share_a_batch(undisturbed: TrainJob):
+@pytest.mark.parametrize("paste", [0.0, 0.7])
+def test_workers_share_a_batch(undisturbed: TrainJob, paste: float):
     source, args = undisturbed.source, (2, 4, undisturbed.per_epoch)
+    plain = list(source.batches(*args, 0, 1))
+    source = replace(source, settings=replace(source.settings, paste=paste))
     whole = list(source.batches(*args, 0, 1))
     shares = [list(source.batches(*args, rank, 2)) for rank in range(2)]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -129,6 +132,13 @@ def test_workers_share_a_batch(undisturbed: TrainJob):
             assert part.image_ids == batch.image_ids[rank::2]
             assert torch.equal(part.images, batch.images[rank::2])
             assert part.random_seeds == batch.random_seeds[rank::2]
+    changed = [
+        not torch.equal(a, b)
+        for one, two in zip(plain, whole, strict=True)
+        for a, b in zip(one.labels, two.labels, strict=True)
+    ]
+    assert any(changed) == (paste > 0)
+    assert not all(changed)
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):

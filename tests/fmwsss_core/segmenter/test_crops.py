@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fmwsss_core.segmenter.crops import CropSettings, draw_crop, scaled_size
+from fmwsss_core.segmenter.crops import CropSettings, draw_crop, paste_class, scaled_size
 
 PLAIN = CropSettings(crop_px=64, short_side_px=96, scale_range=(0.5, 2.0), distort=False)
 
@@ -89,3 +89,50 @@ def test_distortion_changes_colours_but_not_labels():
         assert torch.equal(before[1], after[1])
         changed += not torch.equal(before[0], after[0])
     assert changed >= 5
+
+
+def test_a_pasted_class_brings_its_pixels_and_weights_and_nothing_else():
+    generator, below, above = np.random.default_rng(0), (10, 20), (30, 40, 50)
+    sides, pasted, moved = 32, [], set()
+    for seed in range(25):
+        crops = []
+        for classes in (below, above):
+            labels = torch.from_numpy(generator.choice(np.array([0, *classes, 255], np.uint8), (sides, sides)))
+            crops.append((labels.repeat(3, 1, 1), labels, labels.float() / 255))
+        crop, giver = crops
+        image, labels, weights = paste_class(crop, giver, np.random.default_rng(seed))
+        assert weights is not None
+        # Every pixel shows its own label, and only one class has come.
+        assert torch.equal(image, labels.repeat(3, 1, 1))
+        assert torch.equal(weights, labels.float() / 255)
+        (chosen,) = set(labels.unique().tolist()) - {0, *below, 255}
+        assert torch.equal(labels[labels != chosen], crop[1][labels != chosen])
+        pasted.append(chosen)
+        ways = []
+        for number, shown in enumerate((giver[1], giver[1].flip(-1))):
+            for down in range(-12, 13):
+                for right in range(-12, 13):
+                    to = (slice(max(0, down), sides + min(0, down)), slice(max(0, right), sides + min(0, right)))
+                    come = (slice(max(0, -down), sides + min(0, -down)), slice(max(0, -right), sides + min(0, -right)))
+                    expected = crop[1].clone()
+                    expected[to] = torch.where(shown[come] == chosen, shown[come], expected[to])
+                    if torch.equal(labels, expected):
+                        ways.append((number, down, right))
+        assert len(ways) == 1, "moved as a whole, mirrored or not"
+        moved.add(ways[0])
+    assert set(pasted) == set(above)
+    assert {way[0] for way in moved} == {0, 1}
+    assert len(moved) > 20
+
+
+def test_where_there_is_nothing_to_paste_the_crop_stays():
+    empty = (
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.tensor([[0, 255]] * 8, dtype=torch.uint8).repeat(1, 4),
+        None,
+    )
+    crop = (torch.ones(3, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=torch.uint8), None)
+    assert paste_class(crop, empty, np.random.default_rng(0)) is crop
+    image, labels, weights = paste_class(empty, crop, np.random.default_rng(0))
+    assert weights is None
+    assert torch.equal(labels == 1, image[0] == 1)
