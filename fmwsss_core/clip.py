@@ -51,16 +51,17 @@ class FrozenClip(nn.Module):
     Args:
         model: the CLIP; its parameters are frozen in place.
         identity: what names these weights (a sha256 or a tag); stands in saved prompts.
+        name: the same for people.
 
     Raises:
         ValueError: the model's towers are of a kind on which the method is not defined.
     """
 
-    def __init__(self, model: CLIP, identity: str) -> None:
+    def __init__(self, model: CLIP, identity: str, name: str = "") -> None:
         super().__init__()
         _check_supported(model)
         self.model = model.requires_grad_(False).eval()
-        self.identity = identity
+        self.identity, self.name = identity, name
 
     def train(self, mode: bool = True) -> FrozenClip:
         """Stays in evaluation mode, whatever module it is a part of."""

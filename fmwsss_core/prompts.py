@@ -21,6 +21,7 @@ Backgrounds = Literal["named", "learned"]
 # A word that is one token: it holds the places of the context vectors.
 _PLACEHOLDER = "X"
 _METADATA_KEY = "fmwsss_prompts"
+_CLIP_NAME = "clip_name"
 # What a saved file must say for the same prompts to be built again.
 _SETTINGS = ("context", "name_position", "num_context", "backgrounds", "num_backgrounds")
 
@@ -133,7 +134,7 @@ class PromptLearner(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The contexts (float32) as a safetensors file that says what they belong to; equal prompts, equal bytes."""
-        metadata = {**self.settings, **_belongs_to(self._clip[0], self.vocabulary)}
+        metadata = {**self.settings, **_belongs_to(self._clip[0], self.vocabulary), _CLIP_NAME: self._clip[0].name}
         tensors = {"context": self.context.detach().float().cpu().contiguous()}
         return save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
@@ -147,7 +148,8 @@ class PromptLearner(nn.Module):
         saved = _read_metadata(data)
         for key, here in _belongs_to(clip, vocabulary).items():
             if saved.get(key) != here:
-                raise ValueError(f"these prompts were trained with {_difference(key, saved.get(key), here)}")
+                names = (saved.get(_CLIP_NAME, ""), clip.name) if key == "clip" else ("", "")
+                raise ValueError(f"these prompts were trained with {_difference(key, saved.get(key), here, names)}")
         learner = cls(clip, vocabulary, **{key: saved[key] for key in _SETTINGS})
         with torch.no_grad():
             learner.context.copy_(load(data)["context"])
@@ -229,10 +231,13 @@ def _read_metadata(data: bytes) -> dict[str, Any]:
         raise ValueError("this is not a file of saved prompts") from error
 
 
-def _difference(key: str, saved: Any, here: Any) -> str:
+def _difference(key: str, saved: Any, here: Any, names: tuple[str, str]) -> str:
     if isinstance(here, list) and isinstance(saved, list):
         if len(saved) != len(here):
             return f"{len(saved)} {key}, not these {len(here)}"
         index = next(i for i, pair in enumerate(zip(saved, here, strict=True)) if pair[0] != pair[1])
         return f"other {key}: number {index + 1} was {saved[index]!r}, here it is {here[index]!r}"
-    return f"the {key} {saved!r}, not {here!r}"
+    was, is_here = (
+        f"{name} ({value!r})" if name else repr(value) for name, value in zip(names, (saved, here), strict=True)
+    )
+    return f"the {key} {was}, not {is_here}"

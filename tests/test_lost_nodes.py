@@ -13,8 +13,8 @@ from tests.faults import ThreeNodes, end, has_begun, outputs, rows, start_run, w
 from tests.jobs.segmenters import CONFIG, TINY
 
 MORE = [
-    *TINY, "segmenter.engine=ray", "segmenter.iterations=60", "learn.classification.cache=input",
-    "learn.classification.epochs=6", "learn.segmentation.epochs=6",
+    *TINY, "predict.cam_weight=0.5", "segmenter.engine=ray", "segmenter.iterations=60",
+    "learn.classification.cache=input", "learn.classification.epochs=6", "learn.segmentation.epochs=6",
 ]  # fmt: skip
 LEARNED = ("prompts/classification", "prompts/segmentation", "segmenter/round-1")
 # Not predictions/validation/images: done before anything could happen to it, and ingested as images/ is.

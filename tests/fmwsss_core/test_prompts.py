@@ -219,6 +219,10 @@ def test_prompts_of_another_origin_are_refused(clip: FrozenClip):
     other = FrozenClip(clip.model, "another")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="trained with the clip 'random', not 'another'"):
         PromptLearner.from_bytes(other, TINY, data)
+    ours, theirs = (FrozenClip(clip.model, own, name=name) for own, name in (("a1", "ViT-B-16 openai"), ("b2", "RN50")))  # pyright: ignore[reportArgumentType]
+    named = PromptLearner(ours, TINY, context="unified", name_position="end", num_context=2, backgrounds="named")
+    with pytest.raises(ValueError, match=r"the clip ViT-B-16 openai \('a1'\), not RN50 \('b2'\)$"):
+        PromptLearner.from_bytes(theirs, TINY, named.to_bytes())
     for vocabulary, message in [
         (replace(TINY, name="big"), "the vocabulary 'tiny', not 'big'"),
         (
