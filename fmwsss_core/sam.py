@@ -14,19 +14,19 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, is_box_near_crop_edge
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from fmwsss_core.enlarge import Enlarger
 from fmwsss_core.mask_decoder import NUM_LEVELS, DecodedMasks, PointDecoder
 from fmwsss_core.memory import FittingBatch
 from fmwsss_core.proposals import WHOLE, Detections, ProposalSettings, finish, pack_masks
 from fmwsss_core.superpixels import Superpixels
-from fmwsss_core.suppression import box_nms
 
 _CROP_OVERLAP = 512 / 1500  # share of the shorter side; segment-anything's default
 # Image tokens of so many points pass through a core's caches; measured best with 4,096 tokens of 256 channels.
@@ -224,15 +224,32 @@ def _detect_in_crop(
         return _Candidates(empty[:, None, None], empty, empty, empty, empty[:, None]), []
     candidates = _Candidates(*(torch.cat(values) for values in zip(*found, strict=True)))
     at_crop_edge = is_box_near_crop_edge(candidates.boxes, list(crop.box), [0, 0, image_size[1], image_size[0]])
-    inside = (~at_crop_edge).nonzero()[:, 0].cpu().numpy()
+    inside = (~at_crop_edge).nonzero()[:, 0]
     score = candidates.predicted_iou + settings.whole_priority * (candidates.level == WHOLE)
-    boxes, score = candidates.boxes.cpu().numpy()[inside], score.double().cpu().numpy()[inside]
-    order = inside[box_nms(boxes, score, settings.box_nms_threshold)]
-    survivors = candidates.select(torch.as_tensor(order, device=sam.device))
+    order = inside[torch.argsort(score.double()[inside], descending=True, stable=True)]
+    # Ranks in place of scores: `nms` sorts again, and would want boxes as exact as the scores are.
+    rank = torch.arange(len(order), 0, -1, dtype=torch.float32, device=sam.device)
+    survivors = candidates.select(order[nms(candidates.boxes[order].float(), rank, settings.box_nms_threshold)])
     bits: list[bytes] = []
-    for begin in range(0, len(order), chunk):
-        bits += pack_masks(enlarger.masks(survivors.logits[begin : begin + chunk]).cpu().numpy())
+    for begin in range(0, len(survivors.level), chunk):
+        bits += _packed(enlarger.masks(survivors.logits[begin : begin + chunk]))
     return survivors, bits
+
+
+def _packed(masks: Bool[Tensor, "masks width height"]) -> list[bytes]:
+    """As `pack_masks`; on a GPU packed there, so that an eighth of the bytes comes from it."""
+    if masks.device.type == "cpu":
+        return pack_masks(masks.numpy())
+    return [row.tobytes() for row in pack_bits(masks.flatten(1)).cpu().numpy()]
+
+
+def pack_bits(bits: Bool[Tensor, "rows bits"]) -> UInt8[Tensor, "rows bytes"]:
+    """numpy's `packbits` of every row, on the tensor's device: the first bit is the highest, 0 after the last."""
+    eights = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    packed = torch.zeros_like(eights[..., 0], dtype=torch.uint8)
+    for place in range(8):
+        packed |= eights[..., place].to(torch.uint8) << (7 - place)
+    return packed
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from torch import nn
 from fmwsss_core.proposals import ProposalSettings, finish
 from fmwsss_core.records import DETECTIONS_PAYLOAD, detections_from_row, detections_row
 from fmwsss_core.regions import clean_superpixels
-from fmwsss_core.sam import detect, propose
+from fmwsss_core.sam import detect, pack_bits, propose
 from fmwsss_core.superpixels import Superpixels, intersections
 from fmwsss_core.toy.models import toy_sam
 from fmwsss_core.toy.world import draw_scene
@@ -323,6 +323,12 @@ def test_a_compiled_encoder_finds_the_same_masks_and_leaves_its_code(tmp_path: P
     assert len(plain) == len(compiled)
     assert (iou.diagonal() > 0.99).all()
     assert any(path.suffix == ".so" for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("num_bits", [0, 1, 8, 13, 64, 101])
+def test_bits_packed_where_they_are_are_numpys(num_bits: int):
+    bits = torch.rand(5, num_bits, generator=torch.Generator().manual_seed(num_bits)) < 0.5
+    np.testing.assert_array_equal(pack_bits(bits).numpy(), np.packbits(bits.numpy(), axis=1))
 
 
 def test_masks_on_their_way_to_another_worker_lose_nothing(sam: Sam):
