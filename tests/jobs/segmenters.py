@@ -26,7 +26,7 @@ TINY = [
     "segmenter.iterations=8", "segmenter.batch_size=4", "segmenter.crop_px=64", "segmenter.short_side_px=64",
     "segmenter.warmup_iterations=0", "segmenter.preview_every=4", "segmenter.validation.num_images=4",
     "cluster.num_threads=1", "dataset.num_images=10", "dataset.first_seed=0", "prompts=null",
-    "predict.cam_weight=0", "shard_rows=4", "propose.points_per_side=4",
+    "predict.alpha=3", "predict.cam_weight=0", "shard_rows=4", "propose.points_per_side=4",
 ]  # fmt: skip
 NUM_IMAGES, SHARD_ROWS = 10, 4
 
