@@ -49,14 +49,18 @@ def propose(run: Run, replica: SamReplica, shared: SharedSuperpixels | None) -> 
     return sum(pixels is not None for pixels in decoded["pixels"].to_pylist())
 
 
-def test_a_second_run_with_the_same_sam_computes_nothing_again(tmp_path: Path, replica: SamReplica):
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_second_run_with_the_same_sam_computes_nothing_again(
+    request: pytest.FixtureRequest, tmp_path: Path, replica: SamReplica, place: str
+):
+    url = str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_url')}/proposals"
     scenes = {f"scene-{number}": png(draw_scene(number).image) for number in range(4)}
     bad = {"bad": b"no image"}
     alone = run_with(tmp_path / "alone", scenes | bad)
     assert propose(alone, replica, None) == 4
     expected = alone.folder.child(STAGE).read(PART)
 
-    shared = SharedSuperpixels.of(str(tmp_path / "shared"), sam_sha256(TOY), SETTINGS)
+    shared = SharedSuperpixels.of(f"{url}/shared", sam_sha256(TOY), SETTINGS)
     first = run_with(tmp_path / "first", dict(list(scenes.items())[:3]))
     assert propose(first, replica, shared) == 3
     # The second has one image more and one that fails; the third has them all under other names.
