@@ -67,8 +67,9 @@ def load_clip(spec: ModelSpec) -> FrozenClip:
         model = _open_clip_model(spec)
     if not isinstance(model, CLIP):
         raise ModelError(f"clip: {spec.factory or spec.model} is a {type(model).__name__}, not an open_clip CLIP")
-    # A path names a machine's folders, a URL perhaps more than people should read.
-    name = spec.factory or " ".join([str(spec.model), *([spec.weights.rpartition("/")[2]] if spec.weights else [])])
+    # The last name alone: a path has a machine's folders, a URL perhaps a signature.
+    weights = PurePosixPath(urlsplit(spec.weights).path).name if spec.weights else ""
+    name = spec.factory or f"{spec.model} {weights}".strip()
     return FrozenClip(model, identity=state_sha256(model), name=name).to(pick_device())
 
 

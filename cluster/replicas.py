@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +86,19 @@ class ClipReplica:
         self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks)
         # Attention grows with the fourth power of the scale.
         self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
-        self.batch = FittingBatch(self.images_per_batch)
+        # For each patch grid: two panoramas that are too many do not make photographs go one by one.
+        self.fitting: defaultdict[tuple[int, int], FittingBatch] = defaultdict(
+            lambda: FittingBatch(self.images_per_batch)
+        )
         self.stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out; an image without classes has none and costs nothing."""
         ready: dict[str, dict[str, Any]] = {}
-        for rows in self._batches(block):
+        for grid, rows in self._batches(block):
             # An error is that of one image: alone, below, it becomes that image's failure.
             with contextlib.suppress(Exception):
-                maps = itertools.chain.from_iterable(self.batch.run(self._map_classes, rows))
+                maps = itertools.chain.from_iterable(self.fitting[grid].run(self._map_classes, rows))
                 ready.update(zip((row["image_id"] for row in rows), maps, strict=True))
 
         def maps_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +109,8 @@ class ClipReplica:
 
         return map_rows(block, maps_of, MAPS_PAYLOAD, self.stage)
 
-    def _batches(self, block: pa.Table) -> Iterator[list[dict[str, Any]]]:
-        """Images of one patch grid, a few at a time; of a shard always the same ones."""
+    def _batches(self, block: pa.Table) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+        """Images of one patch grid, and the grid, a few at a time; of a shard always the same ones."""
         from fmwsss_core.localise import patch_grid
 
         table = block.select(["image_id", "height_px", "width_px", "classes"])
@@ -114,9 +118,9 @@ class ClipReplica:
         for number, row in enumerate(table.to_pylist()):
             if row["height_px"] is not None and row["classes"]:
                 by_grid.setdefault(patch_grid(self.clip, row["height_px"], row["width_px"]), []).append(number)
-        for numbers in by_grid.values():
+        for grid, numbers in by_grid.items():
             for begin in range(0, len(numbers), self.images_per_batch):
-                yield block.take(numbers[begin : begin + self.images_per_batch]).to_pylist()
+                yield grid, block.take(numbers[begin : begin + self.images_per_batch]).to_pylist()
 
     def _map_classes(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from fmwsss_core.localise import map_classes

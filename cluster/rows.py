@@ -6,7 +6,7 @@ caught per row here and travel with the block to the operator that writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,12 @@ def start_rows(part: str, rows: Iterable[Mapping[str, Any]], payload: Sequence[p
     schema = carried(payload)
     filled = [{"part": part, "failure": None, **row} for row in rows]
     return pa.Table.from_pylist(filled or [{"part": part}], schema=schema)
+
+
+def keep_images(block: pa.Table, known: Container[str]) -> pa.Table:
+    """The rows of a block whose images are known. Where none is left, one row without an id, as of an empty shard."""
+    kept = block.filter(pa.array([image_id in known for image_id in block["image_id"].to_pylist()], pa.bool_()))
+    return kept if kept.num_rows else start_rows(block["part"][0].as_py(), [], list(block.schema)[2:-1])
 
 
 def map_rows(

@@ -133,7 +133,8 @@ class PromptLearner(nn.Module):
         return text[self._foreground_rows], text[self._background_rows]
 
     def to_bytes(self) -> bytes:
-        """The contexts (float32) as a safetensors file that says what they belong to; equal prompts, equal bytes."""
+        """The contexts (float32) as a safetensors file that says what they belong to; equal prompts (of a
+        CLIP of the same name), equal bytes."""
         metadata = {**self.settings, **_belongs_to(self._clip[0], self.vocabulary), _CLIP_NAME: self._clip[0].name}
         tensors = {"context": self.context.detach().float().cpu().contiguous()}
         return save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})

@@ -75,7 +75,8 @@ def seed_image(
         keep_labelled: a present class that got no pixel is given the superpixel with its highest score, painted over
             all others, with confidence 0 (of equal scores the first; one that hides the last pixel of another present
             class is passed over). Where there is no such superpixel it is given the pixels where its map is at least
-            half as high as anywhere, one pixel left to each other class. Only a class with a map of 0 still has none.
+            half as high as anywhere, one pixel left to each other class. Only a class whose map is 0, or nowhere
+            else than on those pixels, still has none.
 
     Raises:
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.

@@ -286,6 +286,8 @@ class SegmenterSection(Section):
             raise ValueError("a factory loads its own weights: leave out `weights`")
         if self.weights_sha256 and not (self.weights and self.network == "deeplabv3plus"):
             raise ValueError("`weights_sha256` is of the one file that `network: deeplabv3plus` takes as `weights`")
+        if self.paste and self.batch_size < 2:
+            raise ValueError("`paste` takes a class from another crop of the batch: `batch_size` must be 2 at least")
         return self
 
 

@@ -35,7 +35,7 @@ def learning_step_s(
     batch = Batch(None if section.cache else images, features, present, labels if section.cam_loss_weight else None)
 
     def step() -> None:
-        loss = batch_loss(clip, learner, batch, section)
+        loss = batch_loss(clip, learner, batch, section, FittingBatch(section.batch_size))
         (loss.classification + section.cam_loss_weight * loss.cam).backward()
 
     return _second_time_s(step)
@@ -55,8 +55,8 @@ def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: 
     precision = section.precision or ("bfloat16" if device.type == "cuda" else "float32")
 
     def step() -> None:
-        seeds, piece = range(batch_size), FittingBatch(-(-batch_size // section.micro_batches))
-        backward(segmenter, images.to(device), labels.to(device), None, seeds, piece, precision, lambda x: x)
+        seeds, pieces = range(batch_size), section.micro_batches
+        backward(segmenter, images.to(device), labels.to(device), None, seeds, pieces, precision, lambda x: x)
 
     return _second_time_s(step)
 

@@ -13,13 +13,14 @@ from typing import Any
 import ray
 
 from cluster.ledger import Receipt, Run
+from cluster.models import check
 from cluster.resources import plan_replicas
 from cluster.rows import write_block
 from cluster.segmenters import SegmenterReplica, SegmenterSpec
 from cluster.shards import Operator
 from cluster.storage import Folder
 from fmwsss_core.records import PREDICTIONS
-from jobs import evaluate, ingest, propose, refine
+from jobs import evaluate, ingest, propose, refine, seed
 from jobs.config import FolderData, RunConfig, SegmenterSection, ToyData, UnlabelledData, VocData
 from jobs.decode import decode_shard
 from jobs.stage import StageError, begin_stage, run_sharded, upstream
@@ -57,6 +58,9 @@ def predict_dataset(
         ValueError: there is no trained segmenter, the images can't be read, or all of them failed.
     """
     model, trained = trained_folder(config, run)
+    if config.predict.cam_weight:  # not after SAM's hours
+        check(config.clip.spec(), "clip")
+        upstream(run, predictions_name(name), [seed.PROMPTS_OF["fine"]])
     spec = segmenter_spec(config)
     own = predictions_run(run, name)
     own_config = config.model_copy(update={"dataset": dataset})

@@ -42,7 +42,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     folder = job.run.folder.child(job.stage)
     first, history = checkpoint.restore(folder, learner, optimizer)
     witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
-    last_saved_s = time.monotonic()
+    last_saved_s, views = time.monotonic(), FittingBatch(section.batch_size)
     batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
     for iteration, batch in enumerate(batches, start=first):
         if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
@@ -57,7 +57,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss = batch_loss(clip, learner, batch, section)
+        loss = batch_loss(clip, learner, batch, section, views)
         num_pairs, num_pixels = sum_numbers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
         classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
         cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
@@ -100,15 +100,20 @@ def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection
     ).to(clip.device)  # fmt: skip
 
 
-def batch_loss(clip: FrozenClip, learner: PromptLearner, batch: Batch, section: LearnSection) -> PromptLoss:
-    """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product."""
+def batch_loss(
+    clip: FrozenClip, learner: PromptLearner, batch: Batch, section: LearnSection, views: FittingBatch
+) -> PromptLoss:
+    """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product.
+
+    As pixels, as many of them at a time go through the image tower as fit.
+    """
     side = -(-section.augment.crop_px // clip.patch_size)
     is_half = uses_bfloat16(section.precision, clip.device.type)
     block: LastBlock | MapProduct
     if batch.images is not None:
         with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
             pixels = clip.preprocess(batch.images.to(clip.device))
-            parts = FittingBatch(len(pixels)).run(lambda some: clip.encode_image(some).last_block_input, pixels)
+            parts = views.run(lambda some: clip.encode_image(some).last_block_input, pixels)
             tokens = torch.cat([*parts])
         block = clip.last_block(tokens.float())
     else:

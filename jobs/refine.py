@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.resources import plan_replicas
-from cluster.rows import map_rows, start_rows, write_block
+from cluster.rows import keep_images, map_rows, start_rows, write_block
 from cluster.shards import Operator
 from fmwsss_core.images import decode_label_png, decode_rgb, encode_grey_png, encode_label_png
 from fmwsss_core.records import DECODED_PAYLOAD, PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
@@ -121,9 +121,8 @@ def refine_shard(
     if maps is None:
         block = start_rows(part, [{"image_id": image_id} for image_id in said], [])
     # An image without superpixels is told in failures/superpixels; here it is left out.
-    known = pa.array([image_id is None or image_id in other for image_id in block["image_id"].to_pylist()])
     refined = map_rows(
-        block.filter(known),
+        keep_images(block, other),
         lambda row: _refined_row(said[row["image_id"]], other[row["image_id"]], vocabulary, section, row, maps),
         REFINED_PAYLOAD,
         stage,

@@ -10,7 +10,7 @@ import pyarrow as pa
 from cluster.ledger import PROMPTS_FILE, Receipt, Run
 from cluster.replicas import ClipReplica
 from cluster.resources import ReplicaPlan, plan_replicas
-from cluster.rows import map_rows, write_block
+from cluster.rows import keep_images, map_rows, write_block
 from cluster.shards import Operator
 from cluster.storage import Folder
 from fmwsss_core.images import encode_grey_png, encode_label_png
@@ -118,11 +118,8 @@ def write_shard(
     table = run.folder.child("superpixels").read_table(part)
     superpixels = {row["image_id"]: row for row in table.to_pylist()}
     # An image without superpixels is told in failures/superpixels; here it is left out.
-    has_superpixels = pa.array(
-        [image_id is None or image_id in superpixels for image_id in block["image_id"].to_pylist()]
-    )
     seeded = map_rows(
-        block.filter(has_superpixels),
+        keep_images(block, superpixels),
         lambda row: _seed_row(
             row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence
         ),

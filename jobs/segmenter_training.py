@@ -18,7 +18,14 @@ from cluster.segmenters import new_segmenter, segmenter_files
 from cluster.training import sum_gradients
 from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.base import Segmenter
-from fmwsss_core.segmenter.schedule import backward, clip_gradients, make_optimizer, poly_factor, set_rates
+from fmwsss_core.segmenter.schedule import (
+    backward,
+    clip_gradients,
+    has_batch_norm,
+    make_optimizer,
+    poly_factor,
+    set_rates,
+)
 from jobs import checkpoint
 from jobs.predict import BEST, LAST
 from jobs.train import TrainJob
@@ -60,8 +67,9 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
         return values
 
     share = -(-section.batch_size // num_workers)
-    micro_batch = FittingBatch(-(-share // section.micro_batches))
-    asked = micro_batch.size
+    fitting = FittingBatch(asked := -(-share // section.micro_batches))
+    # Batch norms look at all that goes through together, on GPUs at that of all workers: it must not change.
+    micro_batches = section.micro_batches if has_batch_norm(segmenter) else fitting
     last_saved_s = time.monotonic()
     log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
     batches = job.source.batches(first, job.num_iterations, job.per_epoch, rank, num_workers)
@@ -72,7 +80,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
         images, labels = batch.images.to(device), batch.labels.to(device)
         weights = batch.weights.to(device) if batch.weights is not None else None
         parts = backward(
-            segmenter, images, labels, weights, batch.random_seeds, micro_batch, job.precision, sum_over_workers,
+            segmenter, images, labels, weights, batch.random_seeds, micro_batches, job.precision, sum_over_workers,
         )  # fmt: skip
         if num_workers > 1:
             sum_gradients(parameters)
@@ -85,11 +93,8 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
             if log:
                 history.append(entry)
                 log_scalars(log, entry)
-                less = (
-                    ""
-                    if micro_batch.size == asked
-                    else f", {micro_batch.size} at a time: memory was too small for {asked}"
-                )
+                size = fitting.size
+                less = "" if size == asked else f", {size} at a time: memory was too small for {asked}"
                 board.set.remote(done, f"loss {entry['loss']:.3f}{less}")
         if log is None:
             continue

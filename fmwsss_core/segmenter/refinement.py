@@ -32,9 +32,9 @@ def refine_labels(
     in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said (seeding, which
     has nothing better, calls them background).
 
-    With class maps of CLIP for two classes or more (ours), they have a say in which class it is, not in whether it is
-    any: inside a superpixel the classes' shares of their summed probability P become
-    (1 - w) p_c / P + w S^c / sum_k S^k, with S of eq. 8; where all S are 0 they stay what they are.
+    With class maps of CLIP for two classes or more (ours), they have a say in which of these classes it is: inside a
+    superpixel their shares of P, the sum of their own probabilities, become (1 - w) p_c / P + w S^c / sum_k S^k, with
+    S of eq. 8. P stays what it is, and so do the background and the classes without a map; where all S are 0 all do.
 
     Args:
         superpixels: of the image.
@@ -60,9 +60,8 @@ def refine_labels(
     maps = upsample(probabilities, superpixels.height_px, superpixels.width_px)
     means = pooled_means(superpixels, maps).astype(np.float32)
     if cams is not None and num_cams > 1 and cam_weight > 0:
-        support = np.zeros((len(superpixels), len(class_indices)))
-        support[:, [list(class_indices).index(index) for index in mapped]] = class_scores(superpixels, cams)
-        means[:, 1:] = _shared_out(means[:, 1:], support, cam_weight)
+        columns = [1 + list(class_indices).index(index) for index in mapped]
+        means[:, columns] = _shared_out(means[:, columns], class_scores(superpixels, cams), cam_weight)
     scores = np.concatenate([means[:, :1] ** np.float32(alpha), means[:, 1:]], axis=1)
     classes = np.array([0, *class_indices], dtype=np.int16)
     painter = paint(superpixels, scores.max(axis=1, initial=0))

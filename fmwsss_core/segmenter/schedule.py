@@ -73,7 +73,7 @@ def backward(
     labels: UInt8[Tensor, "batch height width"],
     weights: Float[Tensor, "batch height width"] | None,
     random_seeds: Sequence[int],
-    micro_batch: FittingBatch,
+    micro_batches: int | FittingBatch,
     precision: Literal["float32", "bfloat16"],
     sum_over_workers: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
@@ -85,7 +85,8 @@ def backward(
         labels: 255 is ignored.
         weights: of the pixels, or None.
         random_seeds: one for each image.
-        micro_batch: how much of the share goes through the network at once; less where memory runs out.
+        micro_batches: in how many pieces the share goes through the network, one after another; or pieces of a size
+            that is halved where memory runs out: then the parameters' gradients begin again from nothing.
         precision: of the network; losses are always computed in float32.
         sum_over_workers: sums a tensor over all workers.
 
@@ -96,9 +97,32 @@ def backward(
         torch.OutOfMemoryError: there is too little memory for a single image.
     """
     totals = sum_over_workers(segmenter.measure(labels, weights).to(images.device))
-    parameters = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
+    while True:
+        everything = torch.arange(len(images))
+        is_fixed = isinstance(micro_batches, int)
+        pieces = everything.chunk(micro_batches) if is_fixed else everything.split(micro_batches.size)
+        try:
+            return _backward(segmenter, images, labels, weights, totals, random_seeds, pieces, precision)
+        except torch.OutOfMemoryError:
+            if is_fixed or micro_batches.size == 1:
+                raise
+            micro_batches.size = min(micro_batches.size, len(images)) // 2
+        # Not where the error is: it holds on to what was computed. Half of a gradient may be in the parameters.
+        segmenter.zero_grad()
 
-    def measure(piece: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+
+def _backward(
+    segmenter: Segmenter,
+    images: UInt8[Tensor, "batch 3 height width"],
+    labels: UInt8[Tensor, "batch height width"],
+    weights: Float[Tensor, "batch height width"] | None,
+    totals: Tensor,
+    random_seeds: Sequence[int],
+    pieces: Sequence[Tensor],
+    precision: Literal["float32", "bfloat16"],
+) -> dict[str, Tensor]:
+    parts: dict[str, Tensor] = {}
+    for piece in pieces:
         where = slice(int(piece[0]), int(piece[-1]) + 1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             losses = segmenter.losses(
@@ -108,18 +132,16 @@ def backward(
                 totals,
                 random_seeds[where],
             )
-        # Not `backward()`: it would leave half a gradient behind where memory runs out.
-        gradients = torch.autograd.grad(torch.stack([*losses.values()]).sum(), parameters, allow_unused=True)
-        return losses, gradients
-
-    parts: dict[str, Tensor] = {}
-    for losses, gradients in micro_batch.run(measure, torch.arange(len(images))):
+        torch.stack([*losses.values()]).sum().backward()
         for name, loss in losses.items():
             parts[name] = parts.get(name, 0) + loss.detach()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return parts
+
+
+def has_batch_norm(segmenter: Segmenter) -> bool:
+    """Whether what an image becomes depends on those beside it, so that pieces of another size are another network."""
+    norms = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, norms) and module.training for module in segmenter.modules())
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:

@@ -72,7 +72,7 @@ def test_images_that_are_too_many_for_the_memory_come_in_halves(replica: ClipRep
         return map_classes(clip, images, *others)
 
     monkeypatch.setattr(localise, "map_classes", with_little_memory)
-    monkeypatch.setattr(replica.batch, "size", replica.images_per_batch)
+    replica.fitting.clear()
     assert replica(blocks[0]).equals(pa.concat_tables(alone))
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     replica(blocks[0])

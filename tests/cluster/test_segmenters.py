@@ -14,7 +14,6 @@ from PIL import Image
 from cluster.models import ModelError, ModelSpec
 from cluster.segmenters import SegmenterSpec, load_segmenter, new_segmenter, segmenter_files, spec_from_json
 from cluster.storage import Folder
-from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.inference import probabilities
 from fmwsss_core.segmenter.schedule import backward, make_optimizer
 from fmwsss_core.toy.world import TOY, draw_scene
@@ -130,7 +129,7 @@ def test_the_script_of_the_docs_runs_and_says_what_we_say(tmp_path: Path, capsys
     labels = torch.from_numpy(scene.truth.copy())[None, :96, :96]
     for step in range(40):
         optimizer.zero_grad()
-        backward(segmenter, image, labels, None, [step], FittingBatch(1), "float32", lambda values: values)
+        backward(segmenter, image, labels, None, [step], 1, "float32", lambda values: values)
         optimizer.step()
     segmenter.eval()
     Folder(str(tmp_path / "last")).write_many(segmenter_files(segmenter, own))

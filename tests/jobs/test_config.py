@@ -123,6 +123,7 @@ def test_mistakes_of_the_segmenter_are_told() -> None:
         ("segmenter.iteration=5", "did you mean 'segmenter.iterations'"),
         ("segmenter.validation.num_image=5", "did you mean 'segmenter.validation.num_images'"),
         ("predict.scales=[]", "'predict.scales'"),
+        ("segmenter.batch_size=1", "`paste` takes a class from another crop"),
         (f"segmenter.weights_sha256={'a' * 64}", "`weights_sha256` is of the one file that `network: deeplabv3plus`"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,10 +12,19 @@ import torch
 from cluster.ledger import PROMPTS_FILE, Run
 from cluster.models import ModelSpec, load_clip
 from cluster.replicas import ClipReplica
+from cluster.rows import start_rows
 from cluster.storage import Folder
 from fmwsss_core.images import decode_label_png, encode_label_png
 from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.records import IMAGES, PREDICTIONS, SUPERPIXELS, maps_from_bytes, maps_to_bytes, superpixels_row
+from fmwsss_core.records import (
+    IMAGES,
+    MAPS_PAYLOAD,
+    PREDICTIONS,
+    SUPERPIXELS,
+    maps_from_bytes,
+    maps_to_bytes,
+    superpixels_row,
+)
 from fmwsss_core.segmenter.inference import to_grid
 from fmwsss_core.segmenter.refinement import refine_labels
 from fmwsss_core.superpixels import Superpixels
@@ -120,6 +129,20 @@ def test_without_class_maps_nothing_but_the_predictions_is_read(run: Run, source
         _, truth, superpixels, grid, indices = scene_of(SEEDS["a"])
         expected = refine_labels(superpixels, grid, indices, truth, section.alpha).labels
         np.testing.assert_array_equal(refined["a"], expected)
+
+
+@pytest.mark.parametrize("maps", [None, "cam"])
+def test_a_part_without_any_superpixels_is_finished_all_the_same(tmp_path: Path, maps: str | None) -> None:
+    run = Run(Folder(str(tmp_path)))
+    truth = scene_of(SEEDS["bare"])[1]
+    said = {**dict.fromkeys(PREDICTIONS.names), "image_id": "bare", "labels": encode_label_png(truth), "classes": [],
+            "height_px": 1, "width_px": 1}  # fmt: skip
+    run.write_part("predicted", PART, [said], PREDICTIONS, [])
+    run.write_part("superpixels", PART, [], SUPERPIXELS, [])
+    block = NAMES if maps is None else start_rows(PART, [{"image_id": "bare", "classes": []}], MAPS_PAYLOAD)
+    counts = refine_shard(block, run, "predicted", "refined", TOY, PredictSection(), "superpixels", maps)
+    assert counts.to_pylist() == [{"part": PART, "num_rows": 0, "num_failures": 0}]
+    assert labels_of(run) == {}
 
 
 def test_class_maps_are_for_superpixels() -> None:

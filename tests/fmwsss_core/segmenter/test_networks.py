@@ -17,7 +17,14 @@ from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
 from fmwsss_core.segmenter.inference import probabilities, to_grid
 from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
-from fmwsss_core.segmenter.schedule import backward, clip_gradients, make_optimizer, parameter_groups, poly_factor
+from fmwsss_core.segmenter.schedule import (
+    backward,
+    clip_gradients,
+    has_batch_norm,
+    make_optimizer,
+    parameter_groups,
+    poly_factor,
+)
 from fmwsss_core.toy.models import toy_clip
 
 NAMES = ("background", "cat", "dog")
@@ -61,7 +68,7 @@ def test_every_network_learns_and_predicts(kind: str):
     first = last = 0.0
     for step in range(8):
         optimizer.zero_grad()
-        parts = backward(segmenter, images, labels, None, [1, 2], FittingBatch(2), "float32", lambda values: values)
+        parts = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
         optimizer.step()
         last = sum(float(part) for part in parts.values())
         first = first or last
@@ -83,7 +90,7 @@ def test_labels_under_255_do_not_exist(kind: str):
 
     def gradient(weights: Tensor | None) -> Tensor:
         segmenter.zero_grad()
-        backward(segmenter, images, labels, weights, [1, 2], FittingBatch(2), "float32", lambda values: values)
+        backward(segmenter, images, labels, weights, [1, 2], 1, "float32", lambda values: values)
         return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
 
     plain = gradient(None)
@@ -113,48 +120,49 @@ def test_micro_batches_and_shares_give_the_gradient_of_the_whole(kind: str):
     def gradients() -> Tensor:
         return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
 
-    whole_parts = backward(segmenter, images, labels, None, seeds, FittingBatch(4), "float32", lambda values: values)
+    whole_parts = backward(segmenter, images, labels, None, seeds, 1, "float32", lambda values: values)
     whole = gradients()
     segmenter.zero_grad()
     total = segmenter.measure(labels, None)
-    for share in (slice(0, 1), slice(1, 4)):
-        own = (images[share], labels[share], None, seeds[share])
-        backward(segmenter, *own, FittingBatch(1), "float32", lambda _: total)
+    for share, pieces in ((slice(0, 1), 1), (slice(1, 4), 3)):
+        backward(segmenter, images[share], labels[share], None, seeds[share], pieces, "float32", lambda _: total)
     assert (gradients() - whole).norm() < 5e-3 * whole.norm()
     assert set(whole_parts) in ({"class", "mask", "dice"}, {"pixels", "auxiliary"})
 
 
 def test_memory_that_runs_out_leaves_no_half_gradient(monkeypatch: pytest.MonkeyPatch):
-    segmenter = make("resnet").eval()
+    segmenter: Any = make("resnet").eval()
     images, labels = batch(4)
-    seeds = [5, 6, 7, 8]
-    sizes: list[int] = []
-
-    def differentiate(total: Tensor, *others: Any, **named: Any) -> Any:
-        sizes.append(held[-1])
-        gradients = grad(total, *others, **named)
-        if held[-1] > 1:
-            raise torch.OutOfMemoryError
-        return gradients
+    measured, sizes = segmenter.losses, []
 
     def losses(images: Tensor, *others: Any) -> Any:
-        held.append(len(images))
-        return measured(images, *others)
+        sizes.append(len(images))
+        found = measured(images, *others)
+        # Memory runs out on the way back, when some parameters have their gradient.
+        if len(images) > 1:
+            next(iter(found.values())).backward(retain_graph=True)
+            raise torch.OutOfMemoryError
+        return found
 
-    def gradient(size: int) -> tuple[Tensor, FittingBatch]:
+    def gradient(pieces: int | FittingBatch) -> Tensor:
         segmenter.zero_grad()
-        piece = FittingBatch(size)
-        backward(segmenter, images, labels, None, seeds, piece, "float32", lambda values: values)
-        return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None]), piece
+        backward(segmenter, images, labels, None, [5, 6, 7, 8], pieces, "float32", lambda values: values)
+        return torch.cat([p.grad.flatten() for p in segmenter.parameters() if p.grad is not None])
 
-    singly, _ = gradient(1)
-    grad, measured, held = torch.autograd.grad, segmenter.losses, [0]
-    monkeypatch.setattr(torch.autograd, "grad", differentiate)
+    singly = gradient(4)
     monkeypatch.setattr(segmenter, "losses", losses)
-    found, piece = gradient(4)
-    assert torch.equal(found, singly)
+    fitting = FittingBatch(4)
+    assert torch.equal(gradient(fitting), singly)
     assert sizes == [4, 2, 1, 1, 1, 1]
-    assert piece.size == 1
+    assert fitting.size == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        gradient(2)
+
+
+def test_only_in_training_do_batch_norms_tie_images_together():
+    assert has_batch_norm(make("deeplab").train())
+    assert not has_batch_norm(make("deeplab").eval())
+    assert not has_batch_norm(make("swin").train())
 
 
 def test_the_backbone_is_slower_and_norms_do_not_decay():
@@ -229,10 +237,8 @@ def test_unknown_settings_are_named():
 def test_half_precision_is_for_the_network_and_not_for_the_losses():
     segmenter = make("resnet").eval()
     images, labels = batch()
-    exact = backward(segmenter, images, labels, None, [1, 2], FittingBatch(2), "float32", lambda values: values)
-    rough = backward(
-        segmenter, images, labels, None, [1, 2], FittingBatch(1), "bfloat16", lambda _: segmenter.measure(labels, None)
-    )
+    exact = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
+    rough = backward(segmenter, images, labels, None, [1, 2], 2, "bfloat16", lambda _: segmenter.measure(labels, None))
     for name, value in rough.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(exact[name].item(), rel=0.05)

@@ -78,6 +78,17 @@ def test_a_small_thing_with_the_name_of_its_neighbour_gets_its_own():
     np.testing.assert_array_equal(alone.labels, plain.labels)
 
 
+def test_a_class_without_a_map_keeps_its_probability():
+    mask = np.ones((1, HEIGHT, WIDTH), bool)
+    maps = np.stack([np.full((HEIGHT, WIDTH), share, np.float32) for share in (0.2, 0.15, 0.05, 0.6)])
+    said = np.full((HEIGHT, WIDTH), 7, np.uint8)
+    cams = np.array([[[1.0, 0.9]], [[0.1, 0.2]]], np.float32)
+    refined = refine_labels(superpixels(mask, [2]), maps, (2, 5, 7), said, 3.0, cams, (2, 5), 0.5)
+    assert set(np.unique(refined.labels)) == {7}
+    np.testing.assert_allclose(refined.scores[0, [0, 3]], [0.2**3, 0.6], rtol=1e-5)
+    assert refined.scores[0, 1:3].sum() == pytest.approx(0.2, rel=1e-5)
+
+
 def test_a_wrong_outline_is_put_right_by_the_mask():
     mask = np.zeros((1, HEIGHT, WIDTH), bool)
     mask[0, 1:5, 1:5] = True
