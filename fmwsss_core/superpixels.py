@@ -165,9 +165,8 @@ def pooled_means(
         maps: of that image.
         largest: no absolute value of each map is above it; found here if not given.
     """
-    bounds = largest
-    if bounds is None:
-        bounds = np.maximum(maps.max(axis=(1, 2), initial=0), -maps.min(axis=(1, 2), initial=0))
+    extremes = (maps.min((1, 2), initial=0), maps.max((1, 2), initial=0)) if largest is None else (largest,)
+    bounds = np.abs(extremes).max(axis=0)
     owner, start, stop = superpixels.runs
     num_pixels = superpixels.height_px * superpixels.width_px
     sums = np.zeros((len(superpixels), len(maps)))

@@ -17,10 +17,11 @@ LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
 
 def show(run: Run, stage: str | None = None) -> None:
     """Prints the failures of a run: a summary by stage and kind, then one line an image."""
-    manifest = run.manifest()  # predictions, a run in a run, have none
-    if stage is not None and manifest is not None and stage not in manifest["stages"]:
-        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(manifest['stages'])}")
     rows = run.failures(stage).to_pylist()
+    manifest = run.manifest()  # predictions, a run in a run, have none
+    # What has failures is a stage, though the manifest may not name it (labels made between two rounds).
+    if not rows and stage is not None and manifest is not None and stage not in manifest["stages"]:
+        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(manifest['stages'])}")
     if not rows:
         print(f"no failures in {stage or 'any stage'} of {run.folder.url}")
         return

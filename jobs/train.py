@@ -61,21 +61,27 @@ def labels_of_round(number: int) -> tuple[str, str]:
 
 
 def choose_engine(section: SegmenterSection) -> Literal["ray", "detectron2"]:
-    """The engine that the run file names, or else detectron2 where it is installed; a choice of ours is said."""
+    """The engine that the run file names, or else detectron2 where it is installed; a choice of ours is said.
+
+    Raises:
+        StageError: the one that is named is not installed.
+    """
+    engine, reason = _engine(section)
+    if reason:
+        print(f"segmenter: {reason}; training with Ray Train (engine: ray)", flush=True)
+    return engine
+
+
+def _engine(section: SegmenterSection) -> tuple[Literal["ray", "detectron2"], str]:
+    """The engine, and why it is not detectron2 where nobody named one."""
     is_there = importlib.util.find_spec("detectron2") is not None
     if section.engine == "detectron2" and not is_there:
         raise StageError("segmenter.engine is detectron2, which is not installed here: install it, or take engine: ray")
     if section.engine:
-        return section.engine
-    if is_there and section.micro_batches == 1:
-        return "detectron2"
-    if is_there:
-        print(
-            "segmenter: detectron2's trainer takes no micro_batches; training with Ray Train (engine: ray)", flush=True
-        )
-        return "ray"
-    print("segmenter: detectron2 is not installed; training with Ray Train (engine: ray)", flush=True)
-    return "ray"
+        return section.engine, ""
+    if not is_there:
+        return "ray", "detectron2 is not installed"
+    return ("detectron2", "") if section.micro_batches == 1 else ("ray", "detectron2's trainer takes no micro_batches")
 
 
 def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
@@ -144,7 +150,7 @@ def plan_workers(config: RunConfig) -> TrainPlan:
     """
     assert config.segmenter
     plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
-    if choose_engine(config.segmenter) == "detectron2" and plan.most_workers > 1 and not plan.use_gpu:
+    if _engine(config.segmenter)[0] == "detectron2" and plan.most_workers > 1 and not plan.use_gpu:
         raise StageError(
             f"cluster.train_workers is {plan.most_workers}: engine detectron2 takes several only on GPUs, and there "
             "are too few; set segmenter.engine to ray, or train_workers to 1"

@@ -122,6 +122,9 @@ def test_the_table_counts_kinds_and_names_images(run: Run, capsys: pytest.Captur
     run.write_manifest({"config": {}, "models": {}, "stages": ["images", "seeds/fine"], "versions": {}})
     with pytest.raises(ValueError, match=r"^seeds/fin is no stage of .*; its stages are images, seeds/fine$"):
         show(run, "seeds/fin")
+    # The manifest does not name all that a run makes; what has failures is shown.
+    show(run, "superpixels")
+    assert "third" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
