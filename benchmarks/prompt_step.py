@@ -6,8 +6,10 @@ The authors' way (method M2.1 a; HAL-42/FMA-WSSS, src/libs/coop): the text tower
 kept from every block; the gradient of every positive's score with respect to the activation of the whole batch, all of
 them in one batched product with a graph of its own; then `backward()` through them all, to the contexts and to the
 activation, which is a leaf of their graph. "One by one" is a kinder double backward: the gradients in a loop, fused
-attention in the frozen blocks, and the second backward pass only towards the contexts. Ours: with the image tower in
-the loop, from the cached input of its last block, and from the cached product F J, whose preparation is timed too.
+attention in the frozen blocks, and the second backward pass only towards the contexts. "VJP and JVP" (M2.1 b) is ours
+with torch's reverse mode through the last block on the way forth and its forward mode on the way back, in place of what
+`fmwsss_core.last_block` writes out. Ours: with the image tower in the loop, from the cached input of its last block,
+and from the cached product F J, whose preparation is timed too.
 Each side runs in a process of its own for its peak memory, and all in one process for times and differences.
 
 `matrix_share`: floating-point operations of our step a second, as a share of what one large matrix product reaches on
@@ -20,6 +22,7 @@ import argparse
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.table import show, write_json
 from fmwsss_core.cam import softmax_gradcam
 from fmwsss_core.clip import FrozenClip
-from fmwsss_core.last_block import LastBlock, MapProduct, map_product
+from fmwsss_core.last_block import MapProduct, map_product
 from fmwsss_core.losses import multi_label_contrastive
 from fmwsss_core.prompts import PromptLearner
 from fmwsss_core.vocabulary import VOC12
@@ -42,6 +45,43 @@ CAM_WEIGHT = 1.0
 
 Step = Callable[[], tuple[Tensor, Tensor]]
 Cache = Literal["none", "input", "product"]
+
+
+@dataclass(frozen=True)
+class MapsByAutograd:
+    """F J u by one product with the Jacobian, backwards, and its gradient by another, forwards."""
+
+    embed: Callable[[Tensor, Tensor], Tensor]  # activation of each row, and the row's image, to its embedding
+    activation: Tensor
+    embedding: Tensor
+
+    def cam(self, cotangent: Tensor, image: Tensor) -> Tensor:
+        """As `LastBlock.cam`."""
+
+        def embed(rows: Tensor) -> Tensor:
+            return self.embed(rows, image)
+
+        return _MapByAutograd.apply(cotangent, self.activation[image], embed)  # type: ignore[return-value]
+
+
+class _MapByAutograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cotangent: Tensor, activation: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.activation, ctx.embed = activation, embed
+        gradient = torch.func.vjp(embed, activation)[1](cotangent)[0]
+        return torch.einsum("rnk,rk->rn", activation[:, 1:], gradient[:, 1:].mean(1))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        patches = ctx.activation[:, 1:]
+        of_mean = torch.einsum("rnk,rn->rk", patches, grad_outputs[0]) / patches.shape[1]
+        tangent = torch.zeros_like(ctx.activation)
+        tangent[:, 1:] = of_mean[:, None]
+        torch.backends.mha.set_fastpath_enabled(False)  # it has no forward mode
+        try:
+            return torch.func.jvp(ctx.embed, (ctx.activation,), (tangent,))[1], None, None
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
 
 
 class Problem:
@@ -93,15 +133,25 @@ class Problem:
 
     def ours(self, cache: Cache) -> tuple[Tensor, Tensor]:
         """A step by `fmwsss_core`: loss and gradient of the contexts."""
-        block: LastBlock | MapProduct
         if cache == "product":
             assert self.product is not None
-            block = self.product
-        else:
-            tokens = self.tokens
-            if cache == "none":
-                tokens = self.clip.encode_image(self.pixels).last_block_input
-            block = self.clip.last_block(tokens)
+            return self._step_with(self.product)
+        tokens = self.clip.encode_image(self.pixels).last_block_input if cache == "none" else self.tokens
+        return self._step_with(self.clip.last_block(tokens))
+
+    def vjp_and_jvp(self) -> tuple[Tensor, Tensor]:
+        """The same with derivatives of the last block by torch."""
+        with torch.no_grad():
+            x = self.clip.encode_image(self.pixels).last_block_input
+            activation = self.model.visual.transformer.resblocks[-1].ln_1(x)
+            embedding = self._embed(activation, x)
+
+        def embed(rows: Tensor, image: Tensor) -> Tensor:
+            return self._embed(rows, x[image])
+
+        return self._step_with(MapsByAutograd(embed, activation, embedding))
+
+    def _step_with(self, block: Any) -> tuple[Tensor, Tensor]:
         foreground, background = self.learner()
         maps = softmax_gradcam(block, self.clip.logit_scale, foreground, background, self.present)
         loss = self.loss(maps.logits, maps.cam)
@@ -138,14 +188,20 @@ class Problem:
         foreground, background = texts[learner._foreground_rows], texts[learner._background_rows]
         block = self.model.visual.transformer.resblocks[-1]
         activation = block.ln_1(x).detach().requires_grad_()
-        x = x + block.attn(activation, activation, activation, need_weights=True)[0]
-        x = x + block.mlp(block.ln_2(x))
-        image = functional.normalize(self.model.visual.ln_post(x)[:, 1:].mean(1) @ self.model.visual.proj, dim=-1)
+        image = self._embed(activation, x)
         scale = self.model.logit_scale.exp()
         logits, background_logits = scale * image @ foreground.T, scale * image @ background.T
         absent = torch.cat([~self.present, torch.zeros_like(background_logits, dtype=torch.bool)], 1)
         scores = torch.cat([logits, background_logits], 1).masked_fill(absent, -torch.inf).softmax(1)
         return activation, logits, scores[:, : logits.shape[1]][self.present]
+
+    def _embed(self, activation: Tensor, x: Tensor) -> Tensor:
+        """What the last block and all after it make of its activation and of its input."""
+        visual = self.model.visual
+        block = visual.transformer.resblocks[-1]
+        x = x + block.attn(activation, activation, activation, need_weights=True)[0]
+        x = x + block.mlp(block.ln_2(x))
+        return functional.normalize(visual.ln_post(x)[:, 1:].mean(1) @ visual.proj, dim=-1)
 
     def _image_tower_with_attention(self) -> Tensor:
         visual = self.model.visual
@@ -237,6 +293,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
     times = {
         "authors": seconds(problem, problem.authors, repeats),
         "one_by_one": seconds(problem, problem.one_by_one, repeats),
+        "vjp_jvp": seconds(problem, problem.vjp_and_jvp, repeats + 1),
         "none": seconds(problem, lambda: problem.ours("none"), repeats + 1),
         "input": seconds(problem, lambda: problem.ours("input"), repeats + 1),
         "product": seconds(problem, lambda: problem.ours("product"), repeats + 1),
@@ -248,6 +305,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
         "positives": int(problem.present.sum()),
         "authors_s": times["authors"],
         "one_by_one_s": times["one_by_one"],
+        "vjp_jvp_s": times["vjp_jvp"],
         "ours_s": times["none"],
         "cached_input_s": times["input"],
         "cached_s": times["product"],
