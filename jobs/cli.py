@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.config import RunConfig
 from jobs.run_file import load_config
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ From = Annotated[
 
 Only = Annotated[list[str] | None, typer.Option("--only", metavar="STEP", help="run this step alone; may be repeated")]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="a run folder or its URL")]
+RunOrFile = Annotated[str, typer.Argument(metavar="RUN", help="a run folder (path or URL), or its run file")]
 
 
 @app.command()
@@ -107,7 +109,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder (path or URL), or its run file")],
+    run: RunOrFile,
     images: Annotated[str, typer.Option(help="folder of images, a path or an s3:// URL")],
     overrides: Overrides = None,
     truth: Annotated[str | None, typer.Option(help="folder of label PNGs named by id, to judge by")] = None,
@@ -116,17 +118,29 @@ def predict(
 ) -> None:
     """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
     with _told_in_lines():
-        if run.endswith((".yaml", ".yml")):
-            settings = load_config(run, overrides)
-        else:
-            from cluster.ledger import Run
-            from cluster.storage import Folder
-            from jobs.failures import config_of
-
-            settings = config_of(Run(Folder(run)), overrides)
+        settings = _config_of(run, overrides)
         from jobs import pipeline
 
         print(f"predictions: {pipeline.predict_new(settings, images, truth, name, voc)}")
+
+
+@app.command()
+def export(
+    run: RunOrFile,
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="of the images that it will take, in pixels")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the run's segmenter as one file that torch alone runs."""
+    with _told_in_lines():
+        height, _, width = size.partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise ValueError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
+        settings = _config_of(run, overrides)
+        from cluster.ledger import Run
+        from cluster.storage import Folder
+        from jobs.export import export
+
+        print(f"exported: {export(settings, Run(Folder(settings.run)), int(height), int(width))}")
 
 
 @app.command()
@@ -226,6 +240,17 @@ def show_prompts(
 def run_step(command: str) -> None:
     """The command line of `python -m jobs.<module>`: that of `fmwsss <command>`."""
     app([command, *sys.argv[1:]], prog_name="fmwsss")
+
+
+def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
+    """The settings of a run file, or those that a run folder was made with."""
+    if run.endswith((".yaml", ".yml")):
+        return load_config(run, overrides)
+    from cluster.ledger import Run
+    from cluster.storage import Folder
+    from jobs.failures import config_of
+
+    return config_of(Run(Folder(run)), overrides)
 
 
 def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, restart_from: str | None = None) -> None:

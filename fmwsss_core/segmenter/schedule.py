@@ -51,7 +51,7 @@ def make_optimizer(
     """AdamW for Mask2Former, SGD with momentum .9 for DeepLabV3+."""
     groups = parameter_groups(segmenter, learning_rate, weight_decay, backbone_multiplier)
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
 
 
