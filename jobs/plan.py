@@ -46,6 +46,7 @@ class StagePlan:
         num_bytes: that it writes.
         num_requests: PUT, GET, LIST and DELETE.
         part_mib: size of one of its parts; None where it has no parts.
+        part_minutes: that one part takes: at the most so much work is done again when a machine is lost.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class StagePlan:
     num_bytes: float
     num_requests: float
     part_mib: float | None
+    part_minutes: float | None
 
 
 def run(config: RunConfig, num_images: int) -> bool:
@@ -218,6 +220,7 @@ def _plan_stage(
         num_bytes=num_images * (row_bytes + png_bytes),
         num_requests=num_images * per_image + shards * per_shard,
         part_mib=config.shard_rows * row_bytes / 2**20,
+        part_minutes=config.shard_rows * (replica + helpers) / 60,
     )
 
 
@@ -265,17 +268,17 @@ def _plan_steps(
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
     epochs = max(1.0, num_steps * batch_size / num_images)
     reads = 5 * -(-num_images // config.shard_rows) * epochs
-    return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None)
+    return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
 
 
 def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
     table = Table("stage", title="what it will take here, scaled from what was measured")
-    for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part"):
+    for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part", "min a part"):
         table.add_column(head, justify="right")
     for stage in stages:
-        part = f"{stage.part_mib:.2f}" if stage.part_mib is not None else ""
+        part = [f"{value:.2f}" if value is not None else "" for value in (stage.part_mib, stage.part_minutes)]
         table.add_row(stage.stage, *(_figure(value) for value in (stage.hours, stage.gpu_hours)),
-                      _figure(stage.num_bytes / 2**30), f"{stage.num_requests:,.0f}", part)  # fmt: skip
+                      _figure(stage.num_bytes / 2**30), f"{stage.num_requests:,.0f}", *part)  # fmt: skip
     totals = [sum(getattr(stage, key) for stage in stages) for key in ("hours", "gpu_hours", "num_bytes")]
     requests = sum(stage.num_requests for stage in stages)
     table.add_section()
@@ -286,7 +289,9 @@ def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
     largest = max(stage.part_mib or 0 for stage in stages)
     if shards > MANY_PARTS and largest < MIN_PART_MIB:
         fitting = round(config.shard_rows * MIN_PART_MIB / largest)
-        print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB")
+        slowest = max(stage.part_minutes or 0 for stage in stages) * fitting / config.shard_rows
+        print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB; "
+              f"a lost machine would then cost up to {slowest:.0f} min a replica")  # fmt: skip
     if largest > MAX_PART_MIB:
         print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
 

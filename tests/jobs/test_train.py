@@ -20,7 +20,7 @@ from jobs.batches import batches_per_epoch
 from jobs.checkpoint import CHECKPOINT_FILE
 from jobs.config import RunConfig
 from jobs.crops import CropSource
-from jobs.predict import segmenter_spec
+from jobs.predict import kept_folder, segmenter_spec
 from jobs.segmenter_training import train_segmenter
 from jobs.train import TrainJob
 from tests.jobs.segmenters import NUM_IMAGES, make_run, tiny_config
@@ -118,6 +118,28 @@ def test_the_best_is_kept_beside_the_last_only_when_asked(undisturbed: TrainJob,
     judged = {entry["iteration"]: entry["validation_miou"] for entry in history if "validation_miou" in entry}
     assert set(judged) == {1, 3}
     assert {"best/model.safetensors", "last/model.safetensors"} <= set(folder.list())
+
+
+@pytest.mark.parametrize("scores", [(0.3, 0.5, 0.4), (0.5, 0.3, 0.4), (0.3, 0.3, 0.5)])
+def test_the_best_is_the_one_that_scored_best(
+    scores: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def judge(segmenter: Any, *_: Any) -> float:
+        seen.append({name: value.clone() for name, value in segmenter.network.state_dict().items()})
+        return scores[len(seen) - 1]
+
+    monkeypatch.setattr("jobs.segmenter_training.validation_miou", judge)
+    config = tiny_config(tmp_path, "segmenter.validate_every=1", "segmenter.iterations=3", "segmenter.keep=best")
+    run = make_run(tmp_path)
+    job = make_job(config, run, validation=run)
+    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    assert config.segmenter is not None
+    kept = load(run.folder.child(job.stage).child(kept_folder(config.segmenter)).read("model.safetensors"))
+    best = seen[scores.index(max(scores))]
+    assert all(torch.equal(value, best[name]) for name, value in kept.items())
+    assert any(not torch.equal(value, seen[1][name]) for name, value in seen[2].items())
 
 
 @pytest.mark.parametrize("paste", [0.0, 0.7])

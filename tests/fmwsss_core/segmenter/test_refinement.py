@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
+from fmwsss_core.metrics import confusion_matrix, mean_iou
+from fmwsss_core.proposals import ProposalSettings
+from fmwsss_core.sam import propose
 from fmwsss_core.seeding import upsample
 from fmwsss_core.segmenter.refinement import refine_by_crf, refine_labels
 from fmwsss_core.superpixels import Superpixels
+from fmwsss_core.toy.models import toy_sam
+from fmwsss_core.toy.world import TOY, Scene, draw_scene
 from tests.references.seeding import superpixel_scores
 from tests.references.segmenter import refined_labels
 
@@ -97,6 +104,34 @@ def test_a_wrong_outline_is_put_right_by_the_mask():
     maps = np.stack([said == 0, said == 2, said == 5]).astype(np.float32)
     refined = refine_labels(superpixels(mask, [2]), maps, CLASSES, said, alpha=3.0)
     np.testing.assert_array_equal(refined.labels, np.where(mask[0], 2, 0))
+
+
+@pytest.fixture(scope="module")
+def scenes_with_superpixels() -> list[tuple[Scene, Superpixels]]:
+    proposals = ProposalSettings(
+        points_per_side=8, predicted_iou_threshold=0.4, stability_threshold=0.5, min_region_area_px=10
+    )
+    sam, scenes = toy_sam(), [draw_scene(seed) for seed in range(8)]
+    return [(scene, propose(sam, scene.image, proposals)) for scene in scenes]
+
+
+@pytest.mark.parametrize("alpha", [0.75, 1.0, 3.0])
+def test_coarse_predictions_of_scenes_get_better(
+    scenes_with_superpixels: list[tuple[Scene, Superpixels]], alpha: float
+):
+    # The truth at a sixteenth of its size, unsure: right things with wrong outlines, and real superpixels.
+    num_classes = 1 + len(TOY.classes)
+    said, refined = (np.zeros((num_classes, num_classes + 1), np.int64) for _ in range(2))
+    for scene, masks in scenes_with_superpixels:
+        height, width = scene.truth.shape
+        classes = [index for index in np.unique(scene.truth).tolist() if index]
+        maps = torch.from_numpy(np.stack([scene.truth == index for index in [0, *classes]])).float()
+        coarse = (functional.adaptive_avg_pool2d(maps, (height // 16, width // 16)) * 0.8 + 0.2 / len(maps)).numpy()
+        labels = np.array([0, *classes], np.uint8)[upsample(coarse, height, width).argmax(0)]
+        better = refine_labels(masks, coarse, classes, labels, alpha)
+        said += confusion_matrix(labels, scene.truth, num_classes)
+        refined += confusion_matrix(better.labels, scene.truth, num_classes)
+    assert mean_iou(refined) > mean_iou(said) + 0.05
 
 
 def test_outside_of_all_superpixels_the_segmenter_is_believed():
