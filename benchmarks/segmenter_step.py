@@ -55,7 +55,7 @@ WARM_UP = 2
 class RandomCrops(CropSource):
     """Crops of noise: what is measured is the step, not the reading."""
 
-    def batches(self, first: int, last: int, per_epoch: int, rank: int, num_workers: int) -> Any:
+    def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Any:
         """The same batch again and again."""
         generator, side = torch.Generator().manual_seed(0), self.settings.crop_px
         shape = (self.batch_size, 3, side, side)
@@ -92,10 +92,10 @@ def main() -> None:
             )  # fmt: skip
             settings = CropSettings(options.crop, options.crop)
             run = Run(Folder(str(Path(folder) / engine)))
-            source = RandomCrops(run, (), ("seeds/fine", "seed"), False, options.batch, settings, 0)
+            source = RandomCrops(run, (), (), ("seeds/fine", "seed"), False, options.batch, settings, 0)
             job = TrainJob(
                 run=run, stage="segmenter", spec=spec, source=source, section=section,
-                num_iterations=section.iterations, per_epoch=section.iterations, random_seed=0,
+                num_iterations=section.iterations, num_feeders=1, random_seed=0,
                 num_threads=torch.get_num_threads(), checkpoint_every_s=1e9, validation=None, precision=precision,
             )  # fmt: skip
             rows.append({"what": f"training step, {engine}", **measure_training(engine, job)})

@@ -1,9 +1,8 @@
-"""The batches that prompts are learned from: an order drawn from the seed of the run, whoever reads them."""
+"""The batches that prompts are learned from, drawn by Ray Data tasks on any node."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +15,14 @@ from cluster.shards import stream_shards
 from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.records import features_from_bytes
 from fmwsss_core.vocabulary import Vocabulary
+from jobs.order import batches_per_epoch, places, windows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fmwsss_core.views import View
 
-WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory is bounded at any size of the data set
 ROWS_AT_ONCE = 16
-NUM_READERS = 16  # of ids, at the start; each waits for a store most of the time
 
 # One view on its way from the task that drew it to the worker that learns from it.
 DRAWN = pa.schema(
@@ -94,23 +92,10 @@ class BatchSource:
     def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Iterator[Batch]:
         """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
         share = len(range(rank, self.rows_per_batch, num_workers))
-        windows = list(self._windows(first, last))
+        shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
         arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}
-        for table in stream_shards(windows, draw_window, arguments, share, num_tasks) if windows else ():
+        for table in stream_shards(shards, draw_window, arguments, share, num_tasks) if shards else ():
             yield self._batch(table)
-
-    def _windows(self, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """The windows that batches `first` to `last` lie in: which parts, in which epoch, from which row of it on."""
-        size, per_epoch = self.rows_per_batch, self.batches_per_epoch
-        for epoch in range(first // per_epoch, -(-last // per_epoch)):
-            order = np.random.default_rng((self.random_seed, epoch)).permutation(len(self.parts)).tolist()
-            begin = 0
-            for number in range(0, len(order), WINDOW_PARTS):
-                window = order[number : number + WINDOW_PARTS]
-                end = begin + sum(self.part_rows[i] for i in window)
-                if epoch * per_epoch * size + end > first * size and begin < (last - epoch * per_epoch) * size:
-                    yield {"epoch": epoch, "parts": [self.parts[i] for i in window], "begin": begin}
-                begin = end
 
     def _batch(self, table: pa.Table) -> Batch:
         import torch
@@ -142,16 +127,12 @@ def draw_window(
 ) -> Iterator[pa.Table]:
     """A block that names one window in, one worker's rows of its batches out, in order (rows of DRAWN)."""
     (window,) = block.to_pylist()
-    epoch, size, per_epoch = window["epoch"], source.rows_per_batch, source.batches_per_epoch
-    number = epoch if source.feature_stage is None else epoch % source.num_views
+    number = window["epoch"] if source.feature_stage is None else window["epoch"] % source.num_views
     rows = [row for part in window["parts"] for row in _read_part(source, part, number)]
-    shuffled = np.random.default_rng((source.random_seed, epoch, window["begin"])).permutation(len(rows))
-    mine = []
-    for position, index in enumerate(shuffled, start=window["begin"]):
-        iteration = epoch * per_epoch + position // size
-        is_asked_for = position < per_epoch * size and first <= iteration < last
-        if is_asked_for and position % size % num_workers == rank:
-            mine.append(rows[index])
+    which = places(
+        window, len(rows), source.num_images, source.batch_size, source.random_seed, first, last, rank, num_workers
+    )
+    mine = [rows[row] for _, row in which]
     for begin in range(0, len(mine), ROWS_AT_ONCE):
         drawn = [_draw(source, row, number) for row in mine[begin : begin + ROWS_AT_ONCE]]
         yield pa.Table.from_pylist(drawn, schema=DRAWN)
@@ -195,19 +176,3 @@ def view_of(
     key = int.from_bytes(image_id.encode(), "little")
     generator = np.random.default_rng((random_seed, number, key))
     return draw_view(height_px, width_px, generator, **augment)
-
-
-def count_rows(run: Run, parts: tuple[str, ...], stages: list[str]) -> tuple[int, ...]:
-    """How many images of each part are in every one of some stages."""
-
-    def count(part: str) -> int:
-        tables = (run.folder.child(stage).read_table(part, columns=["image_id"]) for stage in stages)
-        return len(set.intersection(*(set(table["image_id"].to_pylist()) for table in tables)))
-
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        return tuple(pool.map(count, parts))
-
-
-def batches_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
-    return max(1, num_images // batch_size)

@@ -1,28 +1,39 @@
-"""The crops that a segmenter is trained on: an order drawn from the seed of the run, whoever reads them."""
+"""The crops that a segmenter is trained on, drawn by Ray Data tasks on any node."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import pyarrow as pa
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from cluster.ledger import Run
+from cluster.shards import stream_shards
 from fmwsss_core.images import decode_label_png, decode_rgb
-from fmwsss_core.segmenter.crops import Crop, CropSettings, draw_crop, paste_class
+from jobs.order import batches_per_epoch, places, windows
 
-WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory is bounded at any size of the data set
-CACHE_BYTES = 1 << 30
-AHEAD = 2  # batches that are being made while one is used
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmwsss_core.segmenter.crops import Crop, CropSettings
+
+ROWS_AT_ONCE = 8
+
+# One crop on its way from the task that drew it to the worker that learns from it.
+DRAWN = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("random_seed", pa.int64()),
+        ("image", pa.binary()),
+        ("labels", pa.binary()),
+        ("weights", pa.binary()),  # 255 = 1; or null
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class CropSource:
     Attributes:
         run: its `images/` are read.
         parts: names of the parts of `images/`.
+        part_rows: how many images of each have labels (`jobs.order.count_rows`).
         labels: the stage and the column of the label maps.
         weighted: whether the confidences of that stage come with them.
         batch_size: images of all workers together.
@@ -58,83 +70,104 @@ class CropSource:
 
     run: Run
     parts: tuple[str, ...]
+    part_rows: tuple[int, ...]
     labels: tuple[str, str]
     weighted: bool
     batch_size: int
     settings: CropSettings
     random_seed: int
 
-    def batches(self, first: int, last: int, per_epoch: int, rank: int, num_workers: int) -> Iterator[CropBatch]:
-        """The share of worker `rank` in batches `first` to `last`, made ahead of where they are used."""
-        cache: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
-        with ThreadPoolExecutor(AHEAD) as pool:
-            pending: list[Future[CropBatch]] = []
-            for rows, iteration in self._row_batches(first, last, per_epoch, cache):
-                pending.append(pool.submit(self._make, rows, range(rank, len(rows), num_workers), iteration))
-                if len(pending) > AHEAD:
-                    yield pending.pop(0).result()
-            for future in pending:
-                yield future.result()
+    @property
+    def num_images(self) -> int:
+        """Images that can be learned from."""
+        return sum(self.part_rows)
 
-    def _row_batches(
-        self, first: int, last: int, per_epoch: int, cache: OrderedDict[str, list[dict[str, Any]]]
-    ) -> Iterator[tuple[list[dict[str, Any]], int]]:
-        for epoch in range(first // per_epoch, -(-last // per_epoch)):
-            rows = self._epoch_rows(epoch, cache)
-            for iteration in range(epoch * per_epoch, min(last, (epoch + 1) * per_epoch)):
-                batch = list(islice(rows, self.batch_size))
-                if iteration >= first:
-                    yield batch, iteration
+    @property
+    def batches_per_epoch(self) -> int:
+        """See the function of this name."""
+        return batches_per_epoch(self.num_images, self.batch_size)
 
-    def _epoch_rows(self, epoch: int, cache: OrderedDict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        generator = np.random.default_rng((self.random_seed, epoch))
-        order = [self.parts[i] for i in generator.permutation(len(self.parts))]
-        for begin in range(0, len(order), WINDOW_PARTS):
-            window = [row for part in order[begin : begin + WINDOW_PARTS] for row in self._rows(part, cache)]
-            for index in generator.permutation(len(window)):
-                yield window[index]
+    def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Iterator[CropBatch]:
+        """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
+        share = len(range(rank, min(self.batch_size, self.num_images), num_workers))
+        shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
+        arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}
+        for table in stream_shards(shards, draw_window, arguments, share, num_tasks) if shards else ():
+            yield self._batch(table)
 
-    def _rows(self, part: str, cache: OrderedDict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        if part in cache:
-            cache.move_to_end(part)
-            return cache[part]
-        images = self.run.folder.child("images").read_table(part, columns=["image_id", "image"]).to_pylist()
-        stage, column = self.labels
-        columns = ["image_id", column, *(["confidence"] if self.weighted else [])]
-        labels = {row["image_id"]: row for row in self.run.folder.child(stage).read_table(part, columns).to_pylist()}
-        rows = [
-            {**row, "labels": labels[row["image_id"]][column], "confidence": labels[row["image_id"]].get("confidence")}
-            for row in images
-            if row["image_id"] in labels
-        ]
-        cache[part] = rows
-        while len(cache) > 1 and sum(len(row["image"]) for kept in cache.values() for row in kept) > CACHE_BYTES:
-            cache.popitem(last=False)
-        return rows
+    def _batch(self, table: pa.Table) -> CropBatch:
+        import torch
 
-    def _make(self, rows: list[dict[str, Any]], mine: range, iteration: int) -> CropBatch:
-        images, labels, weights, seeds = [], [], [], []
-        for index in mine:
-            # A crop depends on the batch and the iteration, not on who draws it or after what.
-            key = (self.random_seed, iteration, int.from_bytes(rows[index]["image_id"].encode(), "little"))
-            generator, of_paste = np.random.default_rng(key), np.random.default_rng((*key, 1))
-            crop = self._draw(rows[index], generator)
-            if self.settings.paste > 0 and len(rows) > 1 and of_paste.random() < self.settings.paste:
-                giver = rows[(index + 1 + int(of_paste.integers(len(rows) - 1))) % len(rows)]
-                crop = paste_class(crop, self._draw(giver, of_paste), of_paste)
-            images.append(crop[0])
-            labels.append(crop[1])
-            weights.append(crop[2])
-            seeds.append(int(generator.integers(2**62)))
+        rows, side = table.to_pylist(), self.settings.crop_px
+
+        def stacked(column: str, *shape: int) -> Tensor:
+            values = np.frombuffer(b"".join(row[column] for row in rows), np.uint8)
+            return torch.from_numpy(values.reshape(len(rows), *shape).copy())
+
         return CropBatch(
-            torch.stack(images),
-            torch.stack(labels),
-            torch.stack(weights) if self.weighted else None,
-            tuple(rows[index]["image_id"] for index in mine),
-            tuple(seeds),
+            images=stacked("image", 3, side, side),
+            labels=stacked("labels", side, side),
+            weights=stacked("weights", side, side).float() / 255 if self.weighted else None,
+            image_ids=tuple(row["image_id"] for row in rows),
+            random_seeds=tuple(row["random_seed"] for row in rows),
         )
 
-    def _draw(self, row: dict[str, Any], generator: np.random.Generator) -> Crop:
-        confidence = np.array(Image.open(BytesIO(row["confidence"]))) if row["confidence"] else None
-        image, labels = decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["labels"])
-        return draw_crop(image, labels, confidence, generator, self.settings)
+
+def draw_window(
+    block: pa.Table, source: CropSource, first: int, last: int, rank: int, num_workers: int
+) -> Iterator[pa.Table]:
+    """A block that names one window in, one worker's crops of its batches out, in order (rows of DRAWN)."""
+    (window,) = block.to_pylist()
+    rows = [row for part in window["parts"] for row in _read_part(source, part)]
+    mine = places(
+        window, len(rows), source.num_images, source.batch_size, source.random_seed, first, last, rank, num_workers
+    )
+    for begin in range(0, len(mine), ROWS_AT_ONCE):
+        drawn = [_draw(source, rows, row, batch) for batch, row in mine[begin : begin + ROWS_AT_ONCE]]
+        yield pa.Table.from_pylist(drawn, schema=DRAWN)
+    if not mine:
+        yield DRAWN.empty_table()
+
+
+def _read_part(source: CropSource, part: str) -> list[dict[str, Any]]:
+    """What the crops of one part are drawn from; images without labels are left out."""
+    folder, (stage, column) = source.run.folder, source.labels
+    columns = ["image_id", column, *(["confidence"] if source.weighted else [])]
+    labels = {row["image_id"]: row for row in folder.child(stage).read_table(part, columns=columns).to_pylist()}
+    images = folder.child("images").read_table(part, columns=["image_id", "image"]).to_pylist()
+    return [
+        {**row, "labels": labels[row["image_id"]][column], "confidence": labels[row["image_id"]].get("confidence")}
+        for row in images
+        if row["image_id"] in labels
+    ]
+
+
+def _draw(source: CropSource, rows: list[dict[str, Any]], index: int, batch: int) -> dict[str, Any]:
+    """The crop of a row in a batch: a function of both and of the run's seed, not of who draws it or after what."""
+    import torch
+
+    from fmwsss_core.segmenter.crops import paste_class
+
+    image_id, paste = rows[index]["image_id"], source.settings.paste
+    key = (source.random_seed, batch, int.from_bytes(image_id.encode(), "little"))
+    generator, of_paste = np.random.default_rng(key), np.random.default_rng((*key, 1))
+    crop = _crop(source, rows[index], generator)
+    if paste > 0 and len(rows) > 1 and of_paste.random() < paste:
+        giver = rows[(index + 1 + int(of_paste.integers(len(rows) - 1))) % len(rows)]
+        crop = paste_class(crop, _crop(source, giver, of_paste), of_paste)
+    image, labels, weights = crop
+    return {
+        "image_id": image_id,
+        "random_seed": int(generator.integers(2**62)),
+        "image": image.numpy().tobytes(),
+        "labels": labels.numpy().tobytes(),
+        "weights": (weights * 255).round().to(torch.uint8).numpy().tobytes() if weights is not None else None,
+    }
+
+
+def _crop(source: CropSource, row: dict[str, Any], generator: np.random.Generator) -> Crop:
+    from fmwsss_core.segmenter.crops import draw_crop
+
+    confidence = np.array(Image.open(BytesIO(row["confidence"]))) if row["confidence"] else None
+    image, labels = decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["labels"])
+    return draw_crop(image, labels, confidence, generator, source.settings)

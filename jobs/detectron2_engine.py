@@ -84,7 +84,7 @@ class _Crops:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         job, rank, size = self.job, comm.get_rank(), comm.get_world_size()
-        for batch in job.source.batches(self.first, job.num_iterations, job.per_epoch, rank, size):
+        for batch in job.source.batches(self.first, job.num_iterations, rank, size, job.num_feeders):
             rows = zip(batch.image_ids, batch.images, batch.labels, batch.random_seeds, strict=True)
             keys = ("image_id", "image", "sem_seg", "random_seed")
             inputs: list[dict[str, Any]] = [dict(zip(keys, row, strict=True)) for row in rows]

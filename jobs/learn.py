@@ -12,9 +12,10 @@ from cluster.progress import StageProgress, watch_board
 from cluster.storage import Folder
 from cluster.training import plan_training, train
 from jobs import checkpoint, taken_prompts
-from jobs.batches import BatchSource, batches_per_epoch, count_rows
+from jobs.batches import BatchSource
 from jobs.config import LearnSection, RunConfig
 from jobs.encode import shapes_of, stage_of
+from jobs.order import batches_per_epoch, count_rows
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
 SNAPSHOTS = "snapshots/"

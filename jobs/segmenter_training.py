@@ -72,7 +72,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     micro_batches = section.micro_batches if has_batch_norm(segmenter) else fitting
     last_saved_s = time.monotonic()
     log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
-    batches = job.source.batches(first, job.num_iterations, job.per_epoch, rank, num_workers)
+    batches = job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)
     for iteration, batch in enumerate(batches, start=first):
         set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
         seed_step(job.random_seed, iteration, rank)

@@ -11,8 +11,8 @@ from cluster.progress import StageProgress, watch_board
 from cluster.segmenters import SegmenterSpec, new_segmenter
 from cluster.training import TrainPlan, plan_training, train
 from jobs import predict, refine
-from jobs.batches import batches_per_epoch
 from jobs.config import RunConfig, SegmenterSection
+from jobs.order import count_rows
 from jobs.predict import LAST, kept_folder, round_stage, segmenter_spec
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
@@ -30,7 +30,7 @@ class TrainJob:
     source: CropSource
     section: SegmenterSection
     num_iterations: int
-    per_epoch: int
+    num_feeders: int
     random_seed: int
     num_threads: int
     checkpoint_every_s: float
@@ -117,17 +117,25 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
         section.crop_px, section.short_side_px, section.scale_range, section.category_cap, section.distort,
         section.flip, section.paste,
     )  # fmt: skip
+    parts = tuple(images.parts)
+    source = CropSource(
+        run=run,
+        parts=parts,
+        part_rows=count_rows(run, parts, ["images", labels[0]]),
+        labels=labels,
+        weighted=section.confidence_weights,
+        batch_size=section.batch_size,
+        settings=crop_settings,
+        random_seed=config.random_seed,
+    )
     job = TrainJob(
         run=run,
         stage=stage,
         spec=spec,
-        source=CropSource(
-            run, tuple(images.parts), labels, section.confidence_weights, section.batch_size, crop_settings,
-            config.random_seed,
-        ),
+        source=source,
         section=section,
         num_iterations=section.iterations,
-        per_epoch=batches_per_epoch(seeds.num_rows, section.batch_size),
+        num_feeders=plan.num_feeders,
         random_seed=config.random_seed,
         num_threads=config.cluster.num_threads,
         checkpoint_every_s=config.cluster.checkpoint_every_s,

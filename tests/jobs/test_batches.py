@@ -16,7 +16,8 @@ from cluster.storage import Folder
 from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import IMAGES, SEEDS, features_schema, features_to_bytes
 from fmwsss_core.toy.world import TOY, draw_scene
-from jobs.batches import Batch, BatchSource, count_rows
+from jobs.batches import Batch, BatchSource
+from jobs.order import count_rows
 from tests.pictures import png
 
 AUGMENT = {"long_side_px": (100, 130), "crop_px": 64, "jitter": True, "flip": True}

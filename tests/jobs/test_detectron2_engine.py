@@ -18,6 +18,7 @@ from jobs.segmenter_training import train_segmenter
 from jobs.train import TrainJob
 from tests.jobs.segmenters import CONFIG, ROOT, TINY, make_run, tiny_config
 from tests.jobs.test_train import PowerCutError, make_board, make_job, weights_of
+from tests.jobs.test_train import cluster as cluster
 
 pytest.importorskip("detectron2")
 

@@ -51,12 +51,14 @@ def make_photos(folder: Path, truth: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_two_workers_train_what_one_does(trained: Path, tmp_path: Path):
+    from cluster.session import session
     from jobs.segmenter_training import train_segmenter
     from tests.jobs.segmenters import tiny_config
     from tests.jobs.test_train import make_board, make_job
 
     job = make_job(tiny_config(tmp_path), make_run(tmp_path))
-    train_segmenter(job, make_board(), rank=0, num_workers=1)
+    with session(num_cpus=2):
+        train_segmenter(job, make_board(), rank=0, num_workers=1)
     one = json.loads(job.run.folder.child(job.stage).read("history.json"))
     two = json.loads((trained / "segmenter" / "round-1" / "history.json").read_text())
     # Batch norms see half a batch each, so only the first loss can be the same up to their statistics.

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
 from cluster.ledger import Run
 from cluster.segmenters import load_segmenter, spec_from_json
+from cluster.session import session
 from cluster.storage import Folder
-from fmwsss_core.segmenter.crops import CropSettings
-from jobs.batches import batches_per_epoch
+from fmwsss_core.segmenter.crops import CropSettings, draw_crop
+from fmwsss_core.toy.world import draw_scene
 from jobs.checkpoint import CHECKPOINT_FILE
 from jobs.config import RunConfig
 from jobs.crops import CropSource
+from jobs.order import count_rows
 from jobs.predict import kept_folder, segmenter_spec
 from jobs.segmenter_training import train_segmenter
 from jobs.train import TrainJob
@@ -47,10 +51,12 @@ def make_job(config: RunConfig, run: Run, **changes: Any) -> TrainJob:
     assert images is not None
     settings = CropSettings(section.crop_px, section.short_side_px, section.scale_range)
     labels, weighted = ("seeds/fine", "seed"), section.confidence_weights
-    source = CropSource(run, tuple(images.parts), labels, weighted, section.batch_size, settings, config.random_seed)
+    parts = tuple(images.parts)
+    rows = count_rows(run, parts, ["images", labels[0]])
+    source = CropSource(run, parts, rows, labels, weighted, section.batch_size, settings, config.random_seed)
     job = TrainJob(
         run=run, stage="segmenter/round-1", spec=segmenter_spec(config), source=source, section=section,
-        num_iterations=section.iterations, per_epoch=batches_per_epoch(NUM_IMAGES, section.batch_size), random_seed=0,
+        num_iterations=section.iterations, num_feeders=1, random_seed=0,
         num_threads=1, checkpoint_every_s=1e9, validation=None, precision="float32",
     )  # fmt: skip
     return replace(job, **changes)
@@ -58,6 +64,12 @@ def make_job(config: RunConfig, run: Run, **changes: Any) -> TrainJob:
 
 def weights_of(folder: Folder) -> dict[str, torch.Tensor]:
     return load(folder.read("last/model.safetensors"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with session(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +156,7 @@ def test_the_best_is_the_one_that_scored_best(
 
 @pytest.mark.parametrize("paste", [0.0, 0.7])
 def test_workers_share_a_batch(undisturbed: TrainJob, paste: float):
-    source, args = undisturbed.source, (2, 4, undisturbed.per_epoch)
+    source, args = undisturbed.source, (2, 4)
     plain = list(source.batches(*args, 0, 1))
     source = replace(source, settings=replace(source.settings, paste=paste))
     whole = list(source.batches(*args, 0, 1))
@@ -161,6 +173,28 @@ def test_workers_share_a_batch(undisturbed: TrainJob, paste: float):
     ]
     assert any(changed) == (paste > 0)
     assert not all(changed)
+
+
+def test_crops_are_what_is_drawn_of_their_image_and_batch(undisturbed: TrainJob):
+    source = replace(undisturbed.source, weighted=True)
+    scenes = {f"toy-{seed:06d}": draw_scene(seed) for seed in range(NUM_IMAGES)}
+    seen = []
+    for number, batch in enumerate(source.batches(0, 5, 0, 1)):
+        assert batch.weights is not None
+        assert len(batch.image_ids) == source.batch_size
+        seen += batch.image_ids
+        for image_id, image, labels, weights in zip(
+            batch.image_ids, batch.images, batch.labels, batch.weights, strict=True
+        ):
+            scene = scenes[image_id]
+            key = (source.random_seed, number, int.from_bytes(image_id.encode(), "little"))
+            confidence = (scene.truth > 0).astype("uint8") * 155 + 100
+            crop = draw_crop(scene.image, scene.truth, confidence, np.random.default_rng(key), source.settings)
+            for ours, theirs in zip((image, labels, weights), crop, strict=True):
+                assert theirs is not None
+                assert torch.equal(ours, theirs)
+    # Two batches of four of ten images in each epoch, every image at most once.
+    assert [len(set(seen[begin : begin + 8])) for begin in (0, 8)] == [8, 8]
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):
