@@ -20,10 +20,12 @@ from fmwsss_core.images import encode_label_png
 from fmwsss_core.records import PREDICTIONS, maps_to_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fmwsss_core.segmenter.base import Segmenter
 
 ABOUT_FILE = "segmenter.json"
-WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # as `save_pretrained` calls them
 PREDICTIONS_PAYLOAD = [field for field in PREDICTIONS if field.name != "image_id"]
 
 
@@ -123,23 +125,42 @@ def _from_factory(spec: SegmenterSpec) -> Segmenter:
 
 def _load_pretrained(network: Any, weights: str) -> None:
     """Weights of a whole Mask2Former (its classes may be others) or of a backbone, from a `save_pretrained` folder."""
-    from safetensors.torch import load
-
     folder = Folder(weights)
-    kind = json.loads(folder.read("config.json")).get("model_type")
-    given = load(folder.read(WEIGHTS_FILE))
+    kind = json.loads(folder.read(CONFIG_FILE)).get("model_type")
     target = network if kind == "mask2former" else network.model.pixel_level_module.encoder
-    own = target.state_dict()
-    prefix = "" if kind == "mask2former" or any(name in own for name in given) else f"{kind}."
-    given = {name.removeprefix(prefix): value for name, value in given.items()}
-    fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    given = _renamed(folder, target)
     # What a backbone has beside the one that was trained, a norm behind each stage, starts anew; so does another list
     # of classes.
     allowed = ("hidden_states_norms", "class_predictor", "criterion", "num_batches_tracked")
-    missing = [name for name in own if name not in fitting and not any(part in name for part in allowed)]
+    missing = [name for name in target.state_dict() if name not in given and not any(part in name for part in allowed)]
     if missing:
         raise ModelError(f"weights in {weights} ({kind}) do not fit: there is nothing for {missing[0]} in this size")
-    target.load_state_dict(fitting, strict=False)
+    target.load_state_dict(given, strict=False)
+
+
+def _renamed(folder: Folder, network: Any) -> dict[str, Tensor]:
+    """What a `save_pretrained` folder has for a network of `transformers`, by the network's own names.
+
+    Files keep the names of earlier versions, and a backbone's those of the model around it; only `from_pretrained`
+    knows them all. What is of another shape, or not there, is left out.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is told here, and not all of it is amiss
+    try:
+        with tempfile.TemporaryDirectory() as path, torch.random.fork_rng(devices=[]):
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                (Path(path) / name).write_bytes(folder.read(name))
+            loaded, about = type(network).from_pretrained(
+                path, config=network.config, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    left_out = {*about["missing_keys"], *(entry[0] for entry in about["mismatched_keys"])}
+    return {name: value for name, value in loaded.state_dict().items() if name not in left_out}
 
 
 def spec_from_json(text: str) -> SegmenterSpec:
@@ -188,13 +209,17 @@ def load_segmenter(folder: Folder, spec: SegmenterSpec) -> Segmenter:
         ModelError: it is another network than `spec` says, or a factory cannot be used here.
     """
     from safetensors.torch import load
+    from transformers import PreTrainedModel
 
     segmenter = new_segmenter(replace(spec, weights=None))
-    state = load(folder.read(WEIGHTS_FILE))
     inner: Any = getattr(segmenter, "network", segmenter)
-    missing, unexpected = inner.load_state_dict(state, strict=False)
-    if unexpected or [name for name in missing if "criterion" not in name]:
+    state, own = load(folder.read(WEIGHTS_FILE)), inner.state_dict()
+    if isinstance(inner, PreTrainedModel) and not set(state) <= set(own):
+        state = _renamed(folder, inner)
+    fits = set(state) <= set(own) and all(value.shape == own[name].shape for name, value in state.items())
+    if not fits or [name for name in own if name not in state and "criterion" not in name]:
         raise ModelError(f"{folder.url}/{WEIGHTS_FILE} does not fit the network of the run file")
+    inner.load_state_dict(state, strict=False)
     return segmenter.eval().requires_grad_(False).to(pick_device())
 
 
