@@ -19,8 +19,7 @@ def show(run: Run, stage: str | None = None) -> None:
     """Prints the failures of a run: a summary by stage and kind, then one line an image."""
     rows = run.failures(stage).to_pylist()
     manifest = run.manifest()  # predictions, a run in a run, have none
-    # What has failures is a stage, though the manifest may not name it (labels made between two rounds).
-    if not rows and stage is not None and manifest is not None and stage not in manifest["stages"]:
+    if stage is not None and manifest is not None and stage not in manifest["stages"]:
         raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(manifest['stages'])}")
     if not rows:
         print(f"no failures in {stage or 'any stage'} of {run.folder.url}")
@@ -81,7 +80,7 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     if any(factories):
         raise ValueError(
             "a model of this run comes from a factory; say which run file names it: --config RUN_FILE "
-            "(for `predict` in place of RUN)"
+            "(for `predict` and `export` in place of RUN)"
         )
     return config
 

@@ -82,7 +82,7 @@ def _stages_of(config: RunConfig) -> list[str]:
     validation = STEPS["predict"][0]
     of_steps = {"features": encode.stages(config), "segmenter": [], validation: []}
     if config.segmenter is not None:
-        of_steps["segmenter"] = [predict.round_stage(number + 1) for number in range(config.segmenter.rounds)]
+        of_steps["segmenter"] = train.stages(config.segmenter)
         if config.segmenter.validation is not None:
             of_steps[validation] = [f"{validation}/{predict.PREDICTED}"]
     return [own for stage in stages for own in of_steps.get(stage, [stage])]

@@ -49,6 +49,8 @@ def gather(run: Run) -> dict[str, Any]:
 
 def _is_of_images(stage: str) -> bool:
     """Whether a stage goes over the run's images: not over iterations, nor over images to be predicted."""
+    if stage.startswith("segmenter/") and stage.endswith(("/predicted", "/refined")):
+        return True  # labels that are made between two rounds
     return not stage.startswith(("segmenter/", PREDICTIONS))
 
 

@@ -55,6 +55,15 @@ def run(config: RunConfig, run: Run) -> Receipt | None:
     return receipt
 
 
+def stages(section: SegmenterSection) -> list[str]:
+    """What a training writes: a stage for each round, and the labels that are made between two of them."""
+    found = [round_stage(1)]
+    for number in range(1, section.rounds):
+        found += [f"{round_stage(number)}/{name}" for name in (predict.PREDICTED, predict.REFINED)]
+        found.append(round_stage(number + 1))
+    return found
+
+
 def labels_of_round(number: int) -> tuple[str, str]:
     """Stage and column of the labels that a round is trained on: the fine seeds, then the refined predictions."""
     return ("seeds/fine", "seed") if number == 1 else (f"{round_stage(number - 1)}/refined", "labels")

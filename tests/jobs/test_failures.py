@@ -11,6 +11,8 @@ from cluster.ledger import Receipt, Run, part_name
 from cluster.storage import Folder
 from fmwsss_core.images import ImageError
 from fmwsss_core.records import failure_row
+from jobs import train
+from jobs.config import SegmenterSection
 from jobs.failures import config_of, forget, show
 
 IDS = pa.schema([("image_id", pa.string())])
@@ -107,6 +109,25 @@ def test_failures_of_one_stage_are_tried_again_alone(run: Run) -> None:
     assert run.failures("images").num_rows == 1
 
 
+def test_labels_made_between_two_rounds_are_tried_again_and_what_was_trained_on_them(run: Run) -> None:
+    names = train.stages(SegmenterSection(rounds=2))
+    assert names == [f"segmenter/{name}" for name in ("round-1", "round-1/predicted", "round-1/refined", "round-2")]
+    run.write_manifest({"stages": [*READS, *names]})
+    for stage, reads in zip(names, ("seeds/fine", *names), strict=False):
+        run.begin(stage, {"reads": {reads: "key"}})
+        written = [] if stage in (names[0], names[3]) else parts(0, 1)
+        for part in written:
+            run.write_part(stage, part, [{"image_id": part}], IDS, [])
+        run.folder.child(stage).write("history.json", b"")
+        run.finish(Receipt(stage, {}, written, 2, 0, 1.0, "", "", {}))
+    fail(run, names[1], 1, "a")
+    assert forget(run, names[1]) == {names[1]: 1}
+    assert [run.receipt(stage) is None for stage in names] == [False, True, True, True]
+    for stage in names[1:3]:
+        assert run.folder.child(stage).list("part-") == parts(0)
+    assert not run.folder.child(names[3]).exists("history.json")
+
+
 def test_the_table_counts_kinds_and_names_images(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     fail(run, "images", 0, "first", "second")
     fail(run, "superpixels", 1, "third")
@@ -122,9 +143,6 @@ def test_the_table_counts_kinds_and_names_images(run: Run, capsys: pytest.Captur
     run.write_manifest({"config": {}, "models": {}, "stages": ["images", "seeds/fine"], "versions": {}})
     with pytest.raises(ValueError, match=r"^seeds/fin is no stage of .*; its stages are images, seeds/fine$"):
         show(run, "seeds/fin")
-    # The manifest does not name all that a run makes; what has failures is shown.
-    show(run, "superpixels")
-    assert "third" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
