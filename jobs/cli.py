@@ -127,7 +127,9 @@ def predict(
 @app.command()
 def export(
     run: RunOrFile,
-    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="of the images that it will take, in pixels")],
+    size: Annotated[
+        str, typer.Option(metavar="HEIGHTxWIDTH", help="of its images, in pixels; short side: segmenter.short_side_px")
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Write the run's segmenter as one file that torch alone runs."""
@@ -141,6 +143,9 @@ def export(
         from jobs.export import export
 
         print(f"exported: {export(settings, Run(Folder(settings.run)), int(height), int(width))}")
+        trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
+        if min(int(height), int(width)) != trained_px:
+            print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
 
 
 @app.command()

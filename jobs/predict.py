@@ -90,16 +90,21 @@ def segmenter_spec(config: RunConfig) -> SegmenterSpec:
     )  # fmt: skip
 
 
-def trained_folder(config: RunConfig, run: Run) -> tuple[Folder, Receipt]:
+def trained_folder(config: RunConfig, run: Run, asker: str = "predictions") -> tuple[Folder, Receipt]:
     """The folder of the run's segmenter, after its last round, and the receipt of its training.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        asker: what needs it, for the error.
 
     Raises:
         StageError: none is asked for, or it is not trained yet.
     """
     if config.segmenter is None:
-        raise StageError(f"the run file of {run.folder.url} has no section `segmenter`: there is none to predict with")
+        raise StageError(f"the run file of {run.folder.url} has no section `segmenter`: it trains none")
     stage = round_stage(config.segmenter.rounds)
-    (receipt,) = upstream(run, "predictions", [stage])
+    (receipt,) = upstream(run, asker, [stage])
     return run.folder.child(stage).child(kept_folder(config.segmenter)), receipt
 
 

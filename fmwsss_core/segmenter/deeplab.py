@@ -5,7 +5,7 @@ Backbone, atrous pyramid and auxiliary head are torchvision's; the decoder, whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -73,7 +73,8 @@ class DeepLabV3Plus(Segmenter):
         random_seeds: Sequence[int],
     ) -> dict[str, Float[Tensor, ""]]:
         """See `Segmenter.losses`: cross entropy per pixel, `pixels`, and that of the auxiliary head, `auxiliary`."""
-        logits, auxiliary = self._logits(images)
+        features = self.resnet(self.normalise(images))
+        logits, auxiliary = self._logits(features), self.auxiliary(features["middle"])
         pixel_weights = _pixel_weights(labels, weights)
         truth = torch.where(labels == IGNORE, torch.zeros_like(labels), labels).long()
 
@@ -87,14 +88,13 @@ class DeepLabV3Plus(Segmenter):
 
     def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
         """See `Segmenter.scores`: softmax of the logits, which are resized first."""
-        logits, _ = self._logits(images)
+        logits = self._logits(self.resnet(self.normalise(images)))
         return functional.interpolate(logits.float(), images.shape[-2:], mode="bilinear").softmax(1)
 
-    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.resnet(self.normalise(images))
+    def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
         low = self.low_level(features["low"])
         high = functional.interpolate(self.pyramid(features["high"]), low.shape[-2:], mode="bilinear")
-        return self.decoder(torch.cat([high, low], dim=1)), self.auxiliary(features["middle"])
+        return self.decoder(torch.cat([high, low], dim=1))
 
 
 def _convolution(width_in: int, width_out: int, size: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Trained segmenters that others use without us: the scripts of docs/segmenter.md run, and say what we say."""
+"""A trained segmenter as one file: the script of docs/segmenter.md runs without us, and says what we say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.jobs.segmenters import tiny_config
 DOCS = Path(__file__).parents[2] / "docs"
 STAGE = "segmenter/round-1"
 HEIGHT, WIDTH = 96, 128
-FOLDER, FILE = (f'"runs/mine/segmenter/round-1/last{name}"' for name in ("", "/scores-512x672.pt2"))
+FILE = '"runs/mine/segmenter/round-1/last/scores-512x672.pt2"'
 ON_CLIP = [
     "segmenter.backbone={model_type: clip}",
     "segmenter.options={hidden_dim: 32, feature_size: 32, mask_feature_size: 32, encoder_feedforward_dim: 32, "
@@ -70,7 +70,9 @@ def test_an_exported_segmenter_says_without_us_what_it_says_here(settings: list[
     image = torch.from_numpy(np.array(Image.open(photo).convert("RGB"))).permute(2, 0, 1)[None]
     ours = load_segmenter(run.folder.child(STAGE).child("last"), segmenter_spec(config)).cpu().scores(image)
     parts = {"classes.json": ""}
-    theirs = torch.export.load(url, extra_files=parts).module()(image)
+    program = torch.export.load(url, extra_files=parts)
+    assert not [name for name in program.state_dict if "token_embedding" in name or "auxiliary" in name]
+    theirs = program.module()(image)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
     names = json.loads(parts["classes.json"])
     assert names == ["background", *config.resolve_vocabulary().classes]
@@ -85,12 +87,19 @@ def test_an_exported_segmenter_says_without_us_what_it_says_here(settings: list[
     assert run_script(1, change) == {names[index] for index in ours[0].argmax(0).unique().tolist()}
 
 
-def test_a_mask2former_is_a_folder_that_transformers_loads(tmp_path: Path, photo: str):
+def test_the_command_exports_a_run_folder(tmp_path: Path):
     config, run = make_trained(tmp_path / "run")
-    folder = f"{run.folder.url}/{STAGE}/last"
-    names = run_script(0, lambda script: script.replace(FOLDER, repr(folder)).replace("photo.jpg", photo))
-    assert names
-    assert names <= {"background", *config.resolve_vocabulary().classes}
+    run.write_manifest({"config": config.model_dump(mode="json"), "stages": [STAGE]})
+    command = [sys.executable, "-m", "jobs.cli", "export", run.folder.url, "--size", "96x128"]
+    result = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    told, hint = result.stdout.splitlines()
+    assert hint == "it was trained with a short side of 64 px: things in other sizes it knows less well"
+    assert Path(told.removeprefix("exported: ")).stat().st_size > 10_000
+    run.folder.child(STAGE).delete(["_receipt.json"])
+    result = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    assert "export needs segmenter/round-1" in result.stderr
 
 
 def test_a_size_that_the_network_does_not_take_is_one_line(tmp_path: Path):

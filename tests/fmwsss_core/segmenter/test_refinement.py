@@ -49,7 +49,8 @@ def test_agrees_with_loops(world: tuple[np.ndarray, list[int], np.ndarray], alph
     assert refined.confidence.max() <= 1
 
 
-@given(worlds(), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 2**32 - 1))
+# Not 1: a mask that is the best for both maps is then either, as rounding has it.
+@given(worlds(), st.sampled_from([0.0, 0.3, 0.95]), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_class_maps_have_a_say_in_which_class_it_is(
     world: tuple[np.ndarray, list[int], np.ndarray], weight: float, seed: int
