@@ -6,7 +6,7 @@ The authors' way (method M2.1 a; HAL-42/FMA-WSSS, src/libs/coop): the text tower
 kept from every block; the gradient of every positive's score with respect to the activation of the whole batch, all of
 them in one batched product with a graph of its own; then `backward()` through them all, to the contexts and to the
 activation, which is a leaf of their graph. "One by one" is a kinder double backward: the gradients in a loop, fused
-attention in the frozen blocks, and the second backward pass only towards the contexts. "VJP and JVP" (M2.1 b) is ours
+attention in the frozen blocks, and the second backward pass only towards the contexts. "VJP and JVP" (M2.1 c) is ours
 with torch's reverse mode through the last block on the way forth and its forward mode on the way back, in place of what
 `fmwsss_core.last_block` writes out. Ours: with the image tower in the loop, from the cached input of its last block,
 and from the cached product F J, whose preparation is timed too.
@@ -288,7 +288,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
     """One row of the table."""
     problem = Problem(batch, device, precision)
     with problem.autocast():
-        theirs, ours = problem.authors(), problem.ours("none")
+        theirs, ours, by_torch = problem.authors(), problem.ours("none"), problem.vjp_and_jvp()
         prepare_s = problem.prepare_product(1)
     times = {
         "authors": seconds(problem, problem.authors, repeats),
@@ -319,6 +319,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
         "matrix_share": share,
         "loss_error": float((ours[0] - theirs[0]).abs() / theirs[0].abs()),
         "gradient_error": float((ours[1] - theirs[1]).norm() / theirs[1].norm()),
+        "vjp_jvp_gradient_error": float((by_torch[1] - theirs[1]).norm() / theirs[1].norm()),
     }
 
 

@@ -67,7 +67,8 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     flat = torch.cat([grad.flatten() for grad in grads])
     torch.distributed.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
-        parameter.grad = part.view_as(parameter)
+        # Laid out in memory as the parameter is: a fused optimizer goes through both as they lie there.
+        parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
 
 
 def sum_numbers(values: Sequence[float], num_workers: int, device: torch.device) -> list[float]:
