@@ -46,7 +46,7 @@ class StagePlan:
         num_bytes: that it writes.
         num_requests: PUT, GET, LIST and DELETE.
         part_mib: size of one of its parts; None where it has no parts.
-        part_minutes: that one part takes: at the most so much work is done again when a machine is lost.
+        part_minutes: that one part takes: about so much work of each replica is done again when its machine is lost.
     """
 
     stage: str
@@ -291,7 +291,7 @@ def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
         fitting = round(config.shard_rows * MIN_PART_MIB / largest)
         slowest = max(stage.part_minutes or 0 for stage in stages) * fitting / config.shard_rows
         print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB; "
-              f"a lost machine would then cost up to {slowest:.0f} min a replica")  # fmt: skip
+              f"a lost machine would then cost about {slowest:.0f} min a replica")  # fmt: skip
     if largest > MAX_PART_MIB:
         print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
 

@@ -125,3 +125,19 @@ def test_a_run_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "9600 images in 1200 shards of 8" in told
     assert "shard_rows" in told.splitlines()[-1]
     assert Folder(str(tmp_path)).list() == []
+
+
+def test_parts_are_told_in_bytes_and_in_what_a_lost_machine_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(DEMO, ["shard_rows=100"])
+    stages = [
+        plan.StagePlan("images", 1.0, 0.0, 1e9, 10, 8.0, 0.5),
+        plan.StagePlan("superpixels", 9.0, 9.0, 1e9, 10, 1.0, 4.0),
+    ]
+    plan._show(config, [*stages, plan.StagePlan("prompts/classification", 1.0, 0.0, 0.0, 10, None, None)], 200_000)
+    told = capsys.readouterr().out
+    assert "200000 images in 2000 shards of 100" in told
+    assert "shard_rows 800 would make the largest 64 MiB; a lost machine would then cost about 32 min a replica" in told
+    (row,) = [line for line in told.splitlines() if "superpixels" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][-2:] == ["1.00", "4.00"]
+    plan._show(config, stages, 20_000)
+    assert "small parts" not in capsys.readouterr().out
