@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fmwsss_core.segmenter.crops import Crop, CropSettings
 
 ROWS_AT_ONCE = 8
+MAX_TASKS = 4  # at work for one worker: some two hundred crops a second; more would wait, each with a window in memory
 
 # One crop on its way from the task that drew it to the worker that learns from it.
 DRAWN = pa.schema(
@@ -92,6 +93,7 @@ class CropSource:
         share = len(range(rank, min(self.batch_size, self.num_images), num_workers))
         shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
         arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}
+        num_tasks = min(num_tasks, MAX_TASKS)
         for table in stream_shards(shards, draw_window, arguments, share, num_tasks) if shards else ():
             yield self._batch(table)
 
