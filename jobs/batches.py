@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,9 @@ class BatchSource:
         """See the function of this name."""
         return batches_per_epoch(self.num_images, self.batch_size)
 
-    def batches(self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1) -> Iterator[Batch]:
+    def batches(
+        self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1
+    ) -> Generator[Batch, None, None]:
         """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
         share = len(range(rank, self.rows_per_batch, num_workers))
         shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from fmwsss_core.images import decode_label_png, decode_rgb
 from fmwsss_core.segmenter.base import Segmenter
 from fmwsss_core.segmenter.inference import probabilities
 from fmwsss_core.segmenter.schedule import clip_gradients, make_optimizer, poly_factor
+from jobs.crops import CropBatch
 from jobs.predict import BEST
 from jobs.segmenter_training import finish, is_logged, log_entry, log_scalars, prepare, seed_step
 from jobs.train import TrainJob
@@ -81,10 +82,17 @@ class _Crops:
 
     def __init__(self, job: TrainJob) -> None:
         self.job, self.first = job, 0
+        self.running: Generator[CropBatch, None, None] | None = None
+
+    def close(self) -> None:
+        """Ends the tasks that draw, if a training ended before its time."""
+        if self.running is not None:
+            self.running.close()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         job, rank, size = self.job, comm.get_rank(), comm.get_world_size()
-        for batch in job.source.batches(self.first, job.num_iterations, rank, size, job.num_feeders):
+        self.running = job.source.batches(self.first, job.num_iterations, rank, size, job.num_feeders)
+        for batch in self.running:
             rows = zip(batch.image_ids, batch.images, batch.labels, batch.random_seeds, strict=True)
             keys = ("image_id", "image", "sem_seg", "random_seed")
             inputs: list[dict[str, Any]] = [dict(zip(keys, row, strict=True)) for row in rows]
@@ -280,7 +288,10 @@ def train_segmenter(job: TrainJob, board: Any) -> None:
             (Path(output) / "last_checkpoint").write_text(f"{LATEST}.pth")
         trainer = make_trainer(job, board, output)
         trainer.resume_or_load(resume=True)
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            trainer._trainer.data_loader.close()
 
 
 def _tell_process_groups() -> None:

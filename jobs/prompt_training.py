@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -43,45 +44,50 @@ def train_loop(settings: dict[str, Any]) -> None:
     first, history = checkpoint.restore(folder, learner, optimizer)
     witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
     last_saved_s, views = time.monotonic(), FittingBatch(section.batch_size)
-    batches = job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)
-    for iteration, batch in enumerate(batches, start=first):
-        if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
-            folder.write(snapshot_file(iteration), learner.to_bytes())
-        rate = learning_rate(
-            iteration,
-            job.num_iterations,
-            section.learning_rate,
-            section.warmup_iterations,
-            section.warmup_learning_rate,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss = batch_loss(clip, learner, batch, section, views)
-        num_pairs, num_pixels = sum_numbers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
-        classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
-        cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
-        (classification + section.cam_loss_weight * cam).backward()
-        if num_workers > 1:
-            sum_gradients(list(learner.parameters()))
-        optimizer.step()
-        of_logits, of_maps = sum_numbers([float(classification), float(cam)], num_workers, clip.device)
-        total = of_logits + section.cam_loss_weight * of_maps
-        if not math.isfinite(total):
-            raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate")
-        if witness is None:
-            continue
-        entry = {
-            "iteration": iteration,
-            "learning_rate": rate,
-            "loss": total,
-            "classification": of_logits,
-            "cam": of_maps,
-        }
-        history.append(entry | witness.step(iteration, entry))
-        if time.monotonic() - last_saved_s > job.checkpoint_every_s:
-            checkpoint.save(folder, learner, optimizer, iteration + 1, history)
-            last_saved_s = time.monotonic()  # after it: a save that takes longer is not followed by the next at once
+    # Closed at once where a step raises: its tasks and threads must not outlive the training.
+    with closing(job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)) as batches:
+        for iteration, batch in enumerate(batches, start=first):
+            if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
+                folder.write(snapshot_file(iteration), learner.to_bytes())
+            rate = learning_rate(
+                iteration,
+                job.num_iterations,
+                section.learning_rate,
+                section.warmup_iterations,
+                section.warmup_learning_rate,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            loss = batch_loss(clip, learner, batch, section, views)
+            num_pairs, num_pixels = sum_numbers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
+            classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
+            cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
+            (classification + section.cam_loss_weight * cam).backward()
+            if num_workers > 1:
+                sum_gradients(list(learner.parameters()))
+            optimizer.step()
+            of_logits, of_maps = sum_numbers([float(classification), float(cam)], num_workers, clip.device)
+            total = of_logits + section.cam_loss_weight * of_maps
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate"
+                )
+            if witness is None:
+                continue
+            entry = {
+                "iteration": iteration,
+                "learning_rate": rate,
+                "loss": total,
+                "classification": of_logits,
+                "cam": of_maps,
+            }
+            history.append(entry | witness.step(iteration, entry))
+            if time.monotonic() - last_saved_s > job.checkpoint_every_s:
+                checkpoint.save(folder, learner, optimizer, iteration + 1, history)
+                last_saved_s = (
+                    time.monotonic()
+                )  # after it: a save that takes longer is not followed by the next at once
     if witness is not None:
         witness.close()
         if job.stop < job.num_iterations:

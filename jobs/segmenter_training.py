@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -72,38 +73,41 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     micro_batches = section.micro_batches if has_batch_norm(segmenter) else fitting
     last_saved_s = time.monotonic()
     log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
-    batches = job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)
-    for iteration, batch in enumerate(batches, start=first):
-        set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
-        seed_step(job.random_seed, iteration, rank)
-        optimizer.zero_grad()
-        images, labels = batch.images.to(device), batch.labels.to(device)
-        weights = batch.weights.to(device) if batch.weights is not None else None
-        parts = backward(
-            segmenter, images, labels, weights, batch.random_seeds, micro_batches, job.precision, sum_over_workers,
-        )  # fmt: skip
-        if num_workers > 1:
-            sum_gradients(parameters)
-        clip_gradients(parameters, section.clip_norm)
-        optimizer.step()
-        done = iteration + 1
-        if is_logged(iteration, job.num_iterations):
-            losses = sum_over_workers(torch.stack([*parts.values()])).tolist()
-            entry = log_entry(job, iteration, dict(zip(parts, losses, strict=True)))
-            if log:
-                history.append(entry)
-                log_scalars(log, entry)
-                size = fitting.size
-                less = "" if size == asked else f", {size} at a time: memory was too small for {asked}"
-                board.set.remote(done, f"loss {entry['loss']:.3f}{less}")
-        if log is None:
-            continue
-        if done % section.preview_every == 0 or done == job.num_iterations:
-            log.picture(done, "crop-label-prediction", pictures(segmenter, batch))
-        _validate(job, segmenter, done, history, log)
-        if time.monotonic() - last_saved_s > job.checkpoint_every_s:
-            checkpoint.save(folder, segmenter, optimizer, done, history)
-            last_saved_s = time.monotonic()  # after it: a save that takes longer is not followed by the next at once
+    # Closed at once where a step raises: its tasks and threads must not outlive the training.
+    with closing(job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)) as batches:
+        for iteration, batch in enumerate(batches, start=first):
+            set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
+            seed_step(job.random_seed, iteration, rank)
+            optimizer.zero_grad()
+            images, labels = batch.images.to(device), batch.labels.to(device)
+            weights = batch.weights.to(device) if batch.weights is not None else None
+            parts = backward(
+                segmenter, images, labels, weights, batch.random_seeds, micro_batches, job.precision, sum_over_workers,
+            )  # fmt: skip
+            if num_workers > 1:
+                sum_gradients(parameters)
+            clip_gradients(parameters, section.clip_norm)
+            optimizer.step()
+            done = iteration + 1
+            if is_logged(iteration, job.num_iterations):
+                losses = sum_over_workers(torch.stack([*parts.values()])).tolist()
+                entry = log_entry(job, iteration, dict(zip(parts, losses, strict=True)))
+                if log:
+                    history.append(entry)
+                    log_scalars(log, entry)
+                    size = fitting.size
+                    less = "" if size == asked else f", {size} at a time: memory was too small for {asked}"
+                    board.set.remote(done, f"loss {entry['loss']:.3f}{less}")
+            if log is None:
+                continue
+            if done % section.preview_every == 0 or done == job.num_iterations:
+                log.picture(done, "crop-label-prediction", pictures(segmenter, batch))
+            _validate(job, segmenter, done, history, log)
+            if time.monotonic() - last_saved_s > job.checkpoint_every_s:
+                checkpoint.save(folder, segmenter, optimizer, done, history)
+                last_saved_s = (
+                    time.monotonic()
+                )  # after it: a save that takes longer is not followed by the next at once
     if log:
         log.save()
         finish(job, segmenter, history)

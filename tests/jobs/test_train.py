@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -200,5 +201,11 @@ def test_crops_are_what_is_drawn_of_their_image_and_batch(undisturbed: TrainJob)
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):
     config = tiny_config(tmp_path, "segmenter.learning_rate=1e30", "segmenter.clip_norm=null")
     job = make_job(config, make_run(tmp_path))
-    with pytest.raises(ValueError, match=r"the loss of segmenter/round-1 is nan .* lower segmenter.learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"the loss of segmenter/round-1 is nan .* lower segmenter.learning_rate"
+    ) as told:
         train_segmenter(job, make_board(), rank=0, num_workers=1)
+    # Nothing goes on drawing crops, though the error keeps the training's frames alive: Ray, shut down under such a
+    # thread, ends the process.
+    assert told.traceback
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
