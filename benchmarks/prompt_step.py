@@ -19,9 +19,10 @@ the same device in the same precision.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -235,9 +236,14 @@ def seconds(problem: Problem, step: Step, repeats: int) -> float:
 
 def operations(problem: Problem) -> int:
     """Floating-point operations of the matrix products and attentions of our step."""
-    with FlopCounterMode(display=False) as counter, problem.autocast():
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _of_linear})
+    with counter, problem.autocast():
         problem.ours("none")
     return counter.get_total_flops()
+
+
+def _of_linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
 
 
 def most_operations_per_s(problem: Problem) -> float:

@@ -6,7 +6,7 @@ caught per row here and travel with the block to the operator that writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -51,7 +51,7 @@ def map_rows(
         stage: name of the stage, for the failures table.
     """
     rows = []
-    for row in block.to_pylist():
+    for row in _one_by_one(block):
         new = {"part": row["part"], "image_id": row["image_id"], "failure": row["failure"]}
         if row["image_id"] is not None and row["failure"] is None:
             try:
@@ -60,6 +60,12 @@ def map_rows(
                 new["failure"] = failure_row(row["image_id"], stage, error)
         rows.append(new)
     return pa.Table.from_pylist(rows, schema=carried(payload))
+
+
+def _one_by_one(block: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a block; of their pixels, one image's lie in memory at a time, and in the same place."""
+    for index in range(block.num_rows):
+        yield from block.slice(index, 1).to_pylist()
 
 
 def split_rows(block: pa.Table, schema: pa.Schema) -> tuple[pa.Table, list[dict[str, Any]]]:

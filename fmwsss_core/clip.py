@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmwsss_core.last_block import LastBlock, attention_weights, run_last_block, split_heads
+from fmwsss_core.linear import frozen_linear
 from fmwsss_core.token_tree import TokenTree
 
 # Of how many last blocks the attention is averaged (M2.2).
@@ -288,5 +289,8 @@ def _joined(heads: Tensor) -> Tensor:
 
 def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a residual block: heads, already joined, projected; residual path, MLP."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    projection = block.attn.out_proj
+    into, activation, out_of = block.mlp
+    x = x + block.ls_1(frozen_linear(attended, projection.weight, projection.bias))
+    hidden = frozen_linear(block.ln_2(x), into.weight, into.bias, activation)
+    return x + block.ls_2(frozen_linear(hidden, out_of.weight, out_of.bias))

