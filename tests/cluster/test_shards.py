@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
 from ray import cloudpickle
 
+from cluster import shards as shard_room
 from cluster.resources import ResourceError, plan_replicas
-from cluster.shards import NUM_RETRIES, Operator, ShardError, map_shards
+from cluster.shards import NUM_RETRIES, Operator, ShardError, map_shards, stream_shards
 from cluster.storage import StorageError
 
 # The workers can't import the tests.
@@ -212,6 +214,48 @@ def test_replicas_follow_the_gpus_that_are_there_or_may_come() -> None:
         plan_replicas(5, 0.5, 2)
     without = plan_replicas(None, 0, 2)
     assert (without.num_replicas, without.num_gpus) == (2, 0)
+
+
+def slow(block: pa.Table) -> pa.Table:
+    time.sleep(3)
+    return enumerate_shard(block)
+
+
+def test_finished_shards_are_looked_for_the_less_often_the_longer_there_was_none(monkeypatch: pytest.MonkeyPatch):
+    waits, step = [], shard_room._Wait.on_execution_step
+
+    def noted(self: Any, executor: Any) -> None:
+        step(self, executor)
+        waits.append(shard_room.streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S)
+
+    monkeypatch.setattr(shard_room._Wait, "on_execution_step", noted)
+    map_shards(shards(1), [Operator(slow), Operator(total)], lambda row: None)
+    longest = waits.index(max(waits))
+    assert 3 * shard_room.WAIT_SHARE * 0.9 <= waits[longest] <= shard_room.LONGEST_WAIT_S
+    assert min(waits[longest:]) == shard_room.SHORTEST_WAIT_S
+
+
+def many_tables(block: pa.Table) -> Iterator[pa.Table]:
+    for number in range(20):
+        yield pa.table({"part": block["part"], "number": [number], "data": [bytes(1 << 20)]})
+
+
+def test_a_stream_keeps_its_order_and_leaves_time_to_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data's loop runs in the reader's process, and would never rest while its tasks wait for the reader."""
+    pause, rounds = shard_room._Pause.on_execution_step, []
+
+    def counted(self: Any, executor: Any) -> None:
+        rounds.append(executor)
+        pause(self, executor)
+
+    monkeypatch.setattr(shard_room._Pause, "on_execution_step", counted)
+    began_s = time.monotonic()
+    rows = []
+    for table in stream_shards(shards(6), many_tables, {}, batch_rows=5, num_tasks=2):
+        rows += table.select(["part", "number"]).to_pylist()
+        time.sleep(0.05)
+    assert rows == [{"part": shard["part"], "number": number} for shard in shards(6) for number in range(20)]
+    assert 1 <= len(rounds) <= 1 + (time.monotonic() - began_s) / shard_room.STREAM_PAUSE_S
 
 
 def test_nothing_to_do() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.lite_segmenter import LiteSegmenter
 from fmwsss_core.clip import FrozenClip
 from fmwsss_core.memory import FittingBatch
 from fmwsss_core.segmenter.base import Segmenter
@@ -45,6 +46,8 @@ SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1
 def make(kind: str) -> Segmenter:
     if kind == "deeplab":
         return DeepLabV3Plus(len(NAMES), "resnet26", random_seed=0)
+    if kind == "lite":
+        return LiteSegmenter(len(NAMES))
     if kind == "clip":
         return Mask2Former(on_clip(NAMES, FrozenClip(toy_clip(), "toy"), SMALL, random_seed=0))
     backbone = {"resnet": RESNET, "swin": SWIN}[kind]
@@ -60,7 +63,7 @@ def batch(size: int = 2) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-@pytest.mark.parametrize("kind", ["resnet", "swin", "clip", "deeplab"])
+@pytest.mark.parametrize("kind", ["resnet", "swin", "clip", "deeplab", "lite"])
 def test_every_network_learns_and_predicts(kind: str):
     segmenter = make(kind).train()
     images, labels = batch()
@@ -82,7 +85,7 @@ def test_every_network_learns_and_predicts(kind: str):
     assert to_grid(values).shape == (3, 13, 10)
 
 
-@pytest.mark.parametrize("kind", ["resnet", "deeplab"])
+@pytest.mark.parametrize("kind", ["resnet", "deeplab", "lite"])
 def test_labels_under_255_do_not_exist(kind: str):
     """What the image shows there may be seen; what class it has is not learned, and no weight on it counts."""
     segmenter = make(kind).eval()  # batch statistics and dropout aside
