@@ -9,11 +9,11 @@ activation, which is a leaf of their graph. "One by one" is a kinder double back
 attention in the frozen blocks, and the second backward pass only towards the contexts. "VJP and JVP" (M2.1 c) is ours
 with torch's reverse mode through the last block on the way forth and its forward mode on the way back, in place of what
 `fmwsss_core.last_block` writes out. Ours: with the image tower in the loop, from the cached input of its last block,
-and from the cached product F J, whose preparation is timed too.
+and from the cached product F J, whose preparation is timed too; once more with torch's own linear layers, not oneDNN's.
 Each side runs in a process of its own for its peak memory, and all in one process for times and differences.
 
-`matrix_share`: floating-point operations of our step a second, as a share of what one large matrix product reaches on
-the same device in the same precision.
+`matrix_share`: floating-point operations of our step a second, as a share of what one large product of `torch.mm`
+reaches on the same device in the same precision. On a CPU oneDNN's products are faster than that one.
 """
 
 from __future__ import annotations
@@ -139,6 +139,11 @@ class Problem:
             return self._step_with(self.product)
         tokens = self.clip.encode_image(self.pixels).last_block_input if cache == "none" else self.tokens
         return self._step_with(self.clip.last_block(tokens))
+
+    def by_torchs_linear(self) -> tuple[Tensor, Tensor]:
+        """Ours, with the linear layers of the frozen towers as torch itself computes them (`fmwsss_core.linear`)."""
+        with torch.backends.mkldnn.flags(enabled=False):
+            return self.ours("none")
 
     def vjp_and_jvp(self) -> tuple[Tensor, Tensor]:
         """The same with derivatives of the last block by torch."""
@@ -301,6 +306,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
         "one_by_one": seconds(problem, problem.one_by_one, repeats),
         "vjp_jvp": seconds(problem, problem.vjp_and_jvp, repeats + 1),
         "none": seconds(problem, lambda: problem.ours("none"), repeats + 1),
+        "by_torchs_linear": seconds(problem, problem.by_torchs_linear, repeats + 1),
         "input": seconds(problem, lambda: problem.ours("input"), repeats + 1),
         "product": seconds(problem, lambda: problem.ours("product"), repeats + 1),
     }
@@ -313,6 +319,7 @@ def measure(batch: int, repeats: int, device: str, precision: str) -> dict[str, 
         "one_by_one_s": times["one_by_one"],
         "vjp_jvp_s": times["vjp_jvp"],
         "ours_s": times["none"],
+        "by_torchs_linear_s": times["by_torchs_linear"],
         "cached_input_s": times["input"],
         "cached_s": times["product"],
         "prepare_s": prepare_s,

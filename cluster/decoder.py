@@ -32,7 +32,6 @@ from fmwsss_core.images import ImageError, decode_label_png, decode_rgb
 NUM_TRIES = 3
 PATIENCE_S = 120.0
 PIPE_BYTES = 1 << 20
-NUM_KEPT_BLOCKS = 4  # of Pillow's memory, 16 MB at most each
 HEAD_BYTES = 4  # of the length of an answer's JSON
 
 
@@ -111,12 +110,7 @@ def _start_child() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            # Pillow keeps memory for the next image; asking the system for it anew takes longer than decoding.
-            "PILLOW_BLOCKS_MAX": str(NUM_KEPT_BLOCKS),
-        },
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         start_new_session=True,
     )
     for pipe in filter(None, (child.stdin, child.stdout)):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import fsspec
+import ray
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -218,7 +219,13 @@ def pick_device() -> str:
     """`cuda` where this process was given a GPU, else `cpu`."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() and not _is_worker_without_gpu() else "cpu"
+
+
+def _is_worker_without_gpu() -> bool:
+    """Whether Ray gave this worker none: it does not hide the machine's GPUs from it."""
+    worker = ray._private.worker.global_worker
+    return worker.mode == ray.WORKER_MODE and not ray.get_runtime_context().get_accelerator_ids().get("GPU")
 
 
 def _open_clip_model(spec: ModelSpec) -> nn.Module:

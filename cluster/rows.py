@@ -63,7 +63,7 @@ def map_rows(
 
 
 def _one_by_one(block: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a block; of their pixels, one image's lie in memory at a time, and in the same place."""
+    """The rows of a block, each converted when it is asked for: of their pixels, two images' are copied at the most."""
     for index in range(block.num_rows):
         yield from block.slice(index, 1).to_pylist()
 

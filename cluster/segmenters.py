@@ -211,8 +211,10 @@ def load_segmenter(folder: Folder, spec: SegmenterSpec) -> Segmenter:
     from safetensors.torch import load
     from transformers import PreTrainedModel
 
+    from fmwsss_core.segmenter.mask2former import Mask2Former
+
     segmenter = new_segmenter(replace(spec, weights=None))
-    inner: Any = getattr(segmenter, "network", segmenter)
+    inner: Any = segmenter.network if isinstance(segmenter, Mask2Former) else segmenter
     state, own = load(folder.read(WEIGHTS_FILE)), inner.state_dict()
     if isinstance(inner, PreTrainedModel) and not set(state) <= set(own):
         state = _renamed(folder, inner)

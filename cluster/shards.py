@@ -41,10 +41,12 @@ NUM_SHARDS_IN_FLIGHT = 2
 TIMINGS = "_timings"
 # Of a task that feeds a training loop: it shares its machine with the loop, which waits for it.
 STREAM_CPUS = 0.25
-# Ray Data's loop waits for all tasks at once, a tenth of a second at most: short shards would stand in line for it. And
-# each of its rounds costs milliseconds: a hundred a second take a sixth of a core from shards that last for a minute.
-SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.01, 0.1
-WAIT_SHARE = 0.02  # of the time since a task was last finished
+# Ray Data's loop waits for all tasks at once, a tenth of a second at most; short shards would stand in line for it.
+# There is no setting; Ray's version is pinned.
+streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.01
+# But each of its rounds costs milliseconds: a hundred a second take a sixth of a core from shards that last for a
+# minute. So it rests for a share of the time since a task was last finished.
+REST_SHARE, LONGEST_REST_S = 0.02, 0.1
 STREAM_BLOCK_BYTES = 32 << 20
 # Where its tasks wait for room, Ray Data's loop goes round without a pause, in the process of the training loop, which
 # then waits for the interpreter more than it computes.
@@ -152,7 +154,7 @@ def stream_shards(
         num_tasks: shards at work at a time.
     """
     context = DataContext.get_current().copy()
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Pause]
+    context.custom_execution_callback_classes = [_Pause]
     context.target_max_block_size = STREAM_BLOCK_BYTES
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -172,20 +174,18 @@ def stream_shards(
         yield from dataset.iter_batches(batch_size=batch_rows, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[misc]
 
 
-class _Wait(ExecutionCallback):
-    """Looks for finished tasks the less often the longer there was none."""
+class _Rest(ExecutionCallback):
+    """Lets Ray Data look for finished tasks the less often the longer there was none."""
 
     def __init__(self) -> None:
         self.num_finished, self.since_s = 0, time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """Says how long the next round waits; there is no setting for it, and Ray's version is pinned."""
+        """See the module's REST_SHARE."""
         num_finished = sum(operator.metrics.num_tasks_finished for operator in executor._topology)
         if num_finished != self.num_finished:
             self.num_finished, self.since_s = num_finished, time.monotonic()
-        wait_s = WAIT_SHARE * (time.monotonic() - self.since_s)
-        wait_s = min(max(wait_s, SHORTEST_WAIT_S), LONGEST_WAIT_S)
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = wait_s
+        time.sleep(min(REST_SHARE * (time.monotonic() - self.since_s), LONGEST_REST_S))
 
 
 class _Pause(ExecutionCallback):
@@ -217,7 +217,7 @@ def _rows(
     # Blocks whose workers died; what an operator raises does not come this way.
     context.max_errored_blocks = NUM_TOLERATED
     context.execution_no_progress_timeout_s = no_progress_timeout_s
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Wait]
+    context.custom_execution_callback_classes = [_Rest]
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

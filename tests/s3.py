@@ -1,7 +1,7 @@
 """A real S3 server for tests: SeaweedFS, one process, signatures checked; or another one that is already there.
 
-With FMWSSS_TEST_S3=s3://bucket the tests and benchmarks use that bucket, with the endpoint and the keys of the
-environment, and leave it as they found it.
+With FMWSSS_TEST_S3=s3://bucket the tests and benchmarks use that bucket, with AWS_ENDPOINT_URL (an http address: the
+proxy of the faults speaks nothing else), AWS_REGION and the keys of the environment, and leave it as they found it.
 """
 
 from __future__ import annotations

@@ -216,46 +216,58 @@ def test_replicas_follow_the_gpus_that_are_there_or_may_come() -> None:
     assert (without.num_replicas, without.num_gpus) == (2, 0)
 
 
+def count_rounds(kind: type, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When each round of Ray Data's loop began, from now on."""
+    rounds, step = [], kind.on_execution_step
+
+    def counted(self: Any, executor: Any) -> None:
+        rounds.append(time.monotonic())
+        step(self, executor)
+
+    monkeypatch.setattr(kind, "on_execution_step", counted)
+    return rounds
+
+
 def slow(block: pa.Table) -> pa.Table:
-    time.sleep(3)
+    time.sleep(4)
     return enumerate_shard(block)
 
 
 def test_finished_shards_are_looked_for_the_less_often_the_longer_there_was_none(monkeypatch: pytest.MonkeyPatch):
-    waits, step = [], shard_room._Wait.on_execution_step
-
-    def noted(self: Any, executor: Any) -> None:
-        step(self, executor)
-        waits.append(shard_room.streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S)
-
-    monkeypatch.setattr(shard_room._Wait, "on_execution_step", noted)
-    map_shards(shards(1), [Operator(slow), Operator(total)], lambda row: None)
-    longest = waits.index(max(waits))
-    assert 3 * shard_room.WAIT_SHARE * 0.9 <= waits[longest] <= shard_room.LONGEST_WAIT_S
-    assert min(waits[longest:]) == shard_room.SHORTEST_WAIT_S
+    rounds, rows = count_rounds(shard_room._Rest, monkeypatch), []
+    map_shards(shards(1), [Operator(slow), Operator(total)], rows.append)
+    assert len(rows) == 1
+    # Without a rest a hundred a second.
+    assert 1 <= len([moment for moment in rounds if rounds[-1] - 4 < moment]) < 200
 
 
 def many_tables(block: pa.Table) -> Iterator[pa.Table]:
     for number in range(20):
+        time.sleep(0.05)
         yield pa.table({"part": block["part"], "number": [number], "data": [bytes(1 << 20)]})
 
 
 def test_a_stream_keeps_its_order_and_leaves_time_to_who_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Data's loop runs in the reader's process, and would never rest while its tasks wait for the reader."""
-    pause, rounds = shard_room._Pause.on_execution_step, []
-
-    def counted(self: Any, executor: Any) -> None:
-        rounds.append(executor)
-        pause(self, executor)
-
-    monkeypatch.setattr(shard_room._Pause, "on_execution_step", counted)
-    began_s = time.monotonic()
-    rows = []
+    rounds, rows = count_rounds(shard_room._Pause, monkeypatch), []
     for table in stream_shards(shards(6), many_tables, {}, batch_rows=5, num_tasks=2):
         rows += table.select(["part", "number"]).to_pylist()
-        time.sleep(0.05)
     assert rows == [{"part": shard["part"], "number": number} for shard in shards(6) for number in range(20)]
-    assert 1 <= len(rounds) <= 1 + (time.monotonic() - began_s) / shard_room.STREAM_PAUSE_S
+    assert 1 <= len(rounds) <= 1 + (rounds[-1] - rounds[0]) / shard_room.STREAM_PAUSE_S
+
+
+def picked_device() -> str:
+    import torch
+
+    from cluster.models import pick_device
+
+    torch.cuda.is_available = lambda: True
+    return pick_device()
+
+
+def test_a_worker_that_was_given_no_gpu_takes_none_though_the_machine_has_one() -> None:
+    devices = [ray.remote(picked_device).options(num_gpus=share).remote() for share in (0, 0.5)]
+    assert ray.get(devices) == ["cpu", "cuda"]
 
 
 def test_nothing_to_do() -> None:

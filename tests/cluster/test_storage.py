@@ -197,7 +197,8 @@ def test_a_profile_is_as_good_as_variables(s3_url: str, tmp_path: Path, monkeypa
     credentials = "[team]\naws_access_key_id = {}\naws_secret_access_key = {}\n".format(*keys)
     (tmp_path / "credentials").write_text(credentials)
     endpoint = os.environ["AWS_ENDPOINT_URL"]
-    (tmp_path / "config").write_text(f"[profile team]\nregion = us-east-1\nendpoint_url = {endpoint}\n")
+    region = os.environ["AWS_REGION"]
+    (tmp_path / "config").write_text(f"[profile team]\nregion = {region}\nendpoint_url = {endpoint}\n")
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))

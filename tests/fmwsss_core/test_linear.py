@@ -38,12 +38,15 @@ def test_is_the_layer_and_its_activation(activation: Any, bias: bool, shape: tup
 def test_rows_that_do_not_lie_together_in_memory():
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).T
     weight, bias = _layer(0, bias=True)
+    assert bias is not None
+    weight, bias = weight.T.contiguous().T, torch.stack([bias, -bias], 1).flatten()[::2]
     torch.testing.assert_close(frozen_linear(x, weight, bias), functional.linear(x, weight, bias))
 
 
 def test_onednn_has_a_part_in_it_only_where_nothing_is_lost():
     """Not where a gradient is asked for, in lower precision, or in a network that is exported."""
     weight, bias = _layer(0, bias=True)
+    assert bias is not None
     x = torch.randn(2, 40)
 
     def operators(function: Any) -> str:
@@ -52,6 +55,12 @@ def test_onednn_has_a_part_in_it_only_where_nothing_is_lost():
         return " ".join(event.key for event in profile.key_averages())
 
     assert "mkldnn::_linear_pointwise" in operators(lambda: frozen_linear(x, weight, bias, nn.GELU()))
+    for needed in (weight, bias):
+        frozen_linear(x, weight.requires_grad_(needed is weight), bias.requires_grad_(needed is bias)).sum().backward()
+        assert needed.grad is not None
+    weight, bias = weight.detach(), bias.detach()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert "mkldnn::" not in operators(lambda: frozen_linear(x, weight, bias))
     asked = x.clone().requires_grad_()
     assert "mkldnn::" not in operators(lambda: frozen_linear(asked, weight, bias).sum().backward())
     torch.testing.assert_close(asked.grad, weight.sum(0).expand(2, -1))

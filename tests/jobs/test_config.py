@@ -86,7 +86,8 @@ def test_a_run_file_is_laid_over_its_base(tmp_path: Path) -> None:
     plain, more = (load_config(str(CONFIGS / f"{name}.yaml")) for name in ("demo", "demo_segmenter"))
     assert plain.segmenter is None
     assert more.segmenter is not None
-    own = ("run", "dataset", "prompts", "segmenter", "predict")
+    assert (more.cluster.train_workers, more.cluster.num_threads) == ((1, 2), plain.cluster.num_threads)
+    own = ("run", "dataset", "prompts", "segmenter", "predict", "cluster")
     assert more.model_copy(update={name: getattr(plain, name) for name in own}) == plain
     (tmp_path / "own.yaml").write_text(f"base: {CONFIGS / 'demo.yaml'}\nseeds: {{fine: {{alpha: 2.5}}}}\n")
     own = load_config(str(tmp_path / "own.yaml"))
