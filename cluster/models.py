@@ -224,8 +224,9 @@ def pick_device() -> str:
 
 def _is_worker_without_gpu() -> bool:
     """Whether Ray gave this worker none: it does not hide the machine's GPUs from it."""
-    worker = ray._private.worker.global_worker
-    return worker.mode == ray.WORKER_MODE and not ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return False
+    return not ray.get_runtime_context().get_accelerator_ids().get("GPU")
 
 
 def _open_clip_model(spec: ModelSpec) -> nn.Module:
