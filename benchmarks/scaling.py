@@ -118,7 +118,7 @@ def main() -> None:
         show([{"nodes": key, "busy": busy[int(key)], "efficiency": value} for key, value in efficiency.items()],
              f"a SAM that sleeps .25 s, {arguments.images} images a node")  # fmt: skip
         with local_ray():
-            overhead = overheads(Path(name), 960)
+            overhead = overheads(Path(name), 3840)
             rows = [growth(Path(name), num_rows) for num_rows in (1_000, 10_000, 100_000)]
     show([overhead], "ms an image beside the model")
     show(rows, "rows that are only ids")
@@ -245,7 +245,8 @@ def _ingest_ms(run: Run, sources: list[Source]) -> float:
 def _chain_ms(parts: list[str], operators: list[Operator], num_images: int) -> float:
     events: list[dict[str, Any]] = []
     map_shards([{"part": part} for part in parts], operators, lambda row: None, on_timings=events.extend)
-    # A process's first shard imports what it needs; that is paid once, not by the image.
+    # A process's first shard imports what it needs, and Ray starts others for seconds; that is paid once, not by the
+    # image.
     warm = sorted(events, key=lambda event: event["ts"])[len(events) // 4 :]
     names = {event["args"]["part"] for event in warm if event["name"] == warm[-1]["name"]}
     span = max(event["ts"] + event["dur"] for event in warm) - warm[0]["ts"]
