@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import importlib
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import fsspec
-import ray
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -224,6 +224,10 @@ def pick_device() -> str:
 
 def _is_worker_without_gpu() -> bool:
     """Whether Ray gave this worker none: it does not hide the machine's GPUs from it."""
+    if "ray" not in sys.modules:  # a worker has it; `fmwsss try` starts without
+        return False
+    import ray
+
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return False
     return not ray.get_runtime_context().get_accelerator_ids().get("GPU")
