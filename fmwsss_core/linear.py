@@ -34,11 +34,11 @@ def _is_for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     # First, for compilers don't read further. An exported network is to run where torch alone is, however it was built.
     if torch.compiler.is_compiling():
         return False
-    with_bias = (x, weight) if bias is None else (x, weight, bias)
+    tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
         x.device.type == "cpu"
-        and all(tensor.dtype == torch.float32 for tensor in with_bias)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in with_bias))
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Of ImageNet, on pixels of 0..255: what every published backbone expects.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+IGNORE = 255
 
 
 class Segmenter(nn.Module, ABC):
@@ -73,3 +75,24 @@ class Segmenter(nn.Module, ABC):
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels as the network expects them."""
         return (images.float() - self.pixel_mean) / self.pixel_std
+
+
+def pixel_weights(
+    labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
+) -> Float[Tensor, "batch height width"]:
+    """The weight of each pixel in a loss: that given, or 1; none where the label is 255."""
+    valid = (labels != IGNORE).float()
+    return valid if weights is None else weights * valid
+
+
+def pixel_loss(
+    logits: Float[Tensor, "batch classes grid_height grid_width"],
+    labels: UInt8[Tensor, "batch height width"],
+    weights: Float[Tensor, "batch height width"] | None,
+    total: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Cross entropy of each pixel, weighted, over the sum of `pixel_weights` of the whole batch; logits are resized."""
+    logits = functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+    truth = torch.where(labels == IGNORE, torch.zeros_like(labels), labels).long()
+    entropy = functional.cross_entropy(logits, truth, reduction="none")
+    return (entropy * pixel_weights(labels, weights)).sum() / total.to(logits.device).clamp(min=1.0)

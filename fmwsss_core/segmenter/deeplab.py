@@ -16,13 +16,12 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
-from fmwsss_core.segmenter.base import Segmenter
+from fmwsss_core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 RESNETS = {"resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 RATES = (12, 24, 36)
 AUXILIARY_WEIGHT = 0.2
 LOW_LEVEL_WIDTH, WIDTH = 48, 256
-IGNORE = 255
 
 
 class DeepLabV3Plus(Segmenter):
@@ -62,7 +61,7 @@ class DeepLabV3Plus(Segmenter):
         self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
     ) -> Float[Tensor, "1"]:
         """See `Segmenter.measure`: the weight of all pixels that are not ignored."""
-        return _pixel_weights(labels, weights).sum()[None]
+        return pixel_weights(labels, weights).sum()[None]
 
     def losses(
         self,
@@ -75,16 +74,11 @@ class DeepLabV3Plus(Segmenter):
         """See `Segmenter.losses`: cross entropy per pixel, `pixels`, and that of the auxiliary head, `auxiliary`."""
         features = self.resnet(self.normalise(images))
         logits, auxiliary = self._logits(features), self.auxiliary(features["middle"])
-        pixel_weights = _pixel_weights(labels, weights)
-        truth = torch.where(labels == IGNORE, torch.zeros_like(labels), labels).long()
-
-        def loss(values: Tensor) -> Tensor:
-            values = functional.interpolate(values.float(), labels.shape[-2:], mode="bilinear")
-            entropy = functional.cross_entropy(values, truth, reduction="none")
-            return (entropy * pixel_weights).sum() / totals[0].to(values.device).clamp(min=1.0)
-
         with torch.autocast(images.device.type, enabled=False):
-            return {"pixels": loss(logits), "auxiliary": AUXILIARY_WEIGHT * loss(auxiliary)}
+            return {
+                "pixels": pixel_loss(logits, labels, weights, totals[0]),
+                "auxiliary": AUXILIARY_WEIGHT * pixel_loss(auxiliary, labels, weights, totals[0]),
+            }
 
     def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
         """See `Segmenter.scores`: softmax of the logits, which are resized first."""
@@ -101,8 +95,3 @@ def _convolution(width_in: int, width_out: int, size: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(width_in, width_out, size, padding=size // 2, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()
     )
-
-
-def _pixel_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
-    valid = (labels != IGNORE).float()
-    return valid if weights is None else weights * valid

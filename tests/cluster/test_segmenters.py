@@ -64,7 +64,7 @@ def no_network(num_classes: int) -> int:
         {"backbone": {"model_type": "clip"}, "clip": ModelSpec("toy")},
         {"network": "deeplabv3plus", "resnet": "resnet26"},
         {"factory": f"{__name__}:deeplab"},
-        {"factory": "benchmarks.lite_segmenter:lite_segmenter"},
+        {"factory": "benchmarks.lite_segmenter:LiteSegmenter"},
     ],
 )
 def test_what_is_stored_predicts_the_same_when_loaded(changes: dict[str, Any], tmp_path: Path):
