@@ -39,6 +39,7 @@ class SegmenterSpec:
         short_side_px: the length of an image's short side that it is trained for.
         backbone: of a Mask2Former: `model_type` and settings of a backbone of `transformers`.
         options: of a Mask2Former: settings of its configuration in `transformers`.
+        merge_queries: of a Mask2Former: see there.
         resnet: of a DeepLabV3+.
         weights: to begin with: a folder (path or URL) that `save_pretrained` wrote, of a whole Mask2Former or of its
             backbone; or a checkpoint of torchvision's ResNet.
@@ -54,6 +55,7 @@ class SegmenterSpec:
     short_side_px: int
     backbone: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    merge_queries: Literal["sum", "max"] = "sum"
     resnet: str = "resnet101"
     weights: str | None = None
     weights_sha256: str | None = None
@@ -69,6 +71,15 @@ def new_segmenter(spec: SegmenterSpec) -> Segmenter:
         ModelError: settings that the network does not know, weights that are not there or do not fit, a factory that
             cannot be used.
     """
+    from fmwsss_core.segmenter.mask2former import Mask2Former
+
+    segmenter = _made(spec)
+    if spec.merge_queries != "sum" and not isinstance(segmenter, Mask2Former):
+        raise ModelError("predict.merge_queries is of a Mask2Former: this segmenter has no queries")
+    return segmenter
+
+
+def _made(spec: SegmenterSpec) -> Segmenter:
     from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
     from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
 
@@ -89,11 +100,12 @@ def new_segmenter(spec: SegmenterSpec) -> Segmenter:
                     "backbone {model_type: clip} is the run's own CLIP: it takes no settings and no weights"
                 )
             clip = load_clip(spec.clip).cpu()
-            return Mask2Former(on_clip(spec.class_names, clip, dict(spec.options), spec.random_seed))
+            network = on_clip(spec.class_names, clip, dict(spec.options), spec.random_seed)
+            return Mask2Former(network, spec.merge_queries)
         network = new_mask2former(spec.class_names, dict(spec.backbone), dict(spec.options), spec.random_seed)
         if spec.weights:
             _load_pretrained(network, spec.weights)
-        return Mask2Former(network)
+        return Mask2Former(network, spec.merge_queries)
     except ValueError as error:
         raise ModelError(f"segmenter: {error}") from None
 
@@ -110,7 +122,8 @@ def _from_factory(spec: SegmenterSpec) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_seed)
         made = function(len(spec.class_names))
-    segmenter = Mask2Former(made) if isinstance(made, Mask2FormerForUniversalSegmentation) else made
+    is_network = isinstance(made, Mask2FormerForUniversalSegmentation)
+    segmenter = Mask2Former(made, spec.merge_queries) if is_network else made
     if not isinstance(segmenter, Segmenter):
         raise ModelError(
             f"factory {spec.factory!r} returned {type(made).__name__}, neither a Mask2Former nor a Segmenter"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,13 @@ class ImageFeatures:
         attention: softmaxed attention between patches, averaged over heads and over the last blocks, the class
             token's row and column removed (M2.2); None when it was not asked for.
         grid: (h, w) patch tokens.
+        block_outputs: tokens, in the same order, after each of the blocks that were asked for.
     """
 
     last_block_input: Float[Tensor, "batch all_tokens width"]
     attention: Float[Tensor, "batch tokens tokens"] | None
     grid: tuple[int, int]
+    block_outputs: tuple[Float[Tensor, "batch all_tokens width"], ...] = ()
 
 
 @functools.cache
@@ -132,7 +134,10 @@ class FrozenClip(nn.Module):
 
     @torch.no_grad()
     def encode_image(
-        self, pixels: Float[Tensor, "batch 3 padded_height padded_width"], num_attention_blocks: int = 0
+        self,
+        pixels: Float[Tensor, "batch 3 padded_height padded_width"],
+        num_attention_blocks: int = 0,
+        blocks_kept: Collection[int] = (),
     ) -> ImageFeatures:
         """Run the image tower up to the input of its last block (M2); the position embedding follows the grid.
 
@@ -140,6 +145,7 @@ class FrozenClip(nn.Module):
             pixels: as `preprocess` gives them.
             num_attention_blocks: also average the attention of so many last blocks (M2.2), of all if there are fewer;
                 costs batch x tokens x tokens values. 0: none.
+            blocks_kept: from 0, which blocks' outputs are given back too; not the last one's.
 
         Raises:
             ValueError: the sides of `pixels` are not multiples of the patch size.
@@ -155,22 +161,24 @@ class FrozenClip(nn.Module):
 
         blocks = visual.transformer.resblocks
         first_averaged = max(0, len(blocks) - num_attention_blocks)
-        attention = None
+        attention, kept = None, []
         for i, block in enumerate(blocks):
             if i == len(blocks) - 1 and num_attention_blocks == 0:
                 break
             query, key, value = split_heads(block.attn, block.ln_1(x))
             if i < first_averaged:
                 x = _after_attention(block, x, _joined(functional.scaled_dot_product_attention(query, key, value)))
-                continue
-            weights = attention_weights(query, key)
-            mean = weights.mean(dim=1)[:, 1:, 1:]
-            attention = mean if attention is None else attention + mean
-            if i < len(blocks) - 1:
-                x = _after_attention(block, x, _joined(weights @ value))
+            else:
+                weights = attention_weights(query, key)
+                mean = weights.mean(dim=1)[:, 1:, 1:]
+                attention = mean if attention is None else attention + mean
+                if i < len(blocks) - 1:
+                    x = _after_attention(block, x, _joined(weights @ value))
+            if i in blocks_kept:
+                kept.append(x)
         if attention is not None:
             attention = attention / (len(blocks) - first_averaged)
-        return ImageFeatures(x, attention, grid)
+        return ImageFeatures(x, attention, grid, tuple(kept))
 
     def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "all_tokens width"]:
         """Position embedding for a grid: class entry kept, the rest bilinear, align_corners False (M2)."""
@@ -185,6 +193,21 @@ class FrozenClip(nn.Module):
     def last_block(self, last_block_input: Float[Tensor, "batch all_tokens width"]) -> LastBlock:
         """The image embedding (M2) with the derivative that Softmax-GradCAM needs (M2.1)."""
         return run_last_block(self._visual, last_block_input)
+
+    @torch.no_grad()
+    def local_embedding(
+        self, last_block_input: Float[Tensor, "batch all_tokens width"]
+    ) -> Float[Tensor, "batch tokens embed"]:
+        """Each patch in the space that images and texts share, without what its surroundings show.
+
+        In the last block keys attend to keys (as in arXiv 2404.08181, without its neighbourhoods), so that a patch
+        gathers from patches like it; with its own query it gathers what the whole image is about.
+        """
+        visual = self._visual
+        block = visual.transformer.resblocks[-1]
+        _, key, value = split_heads(block.attn, block.ln_1(last_block_input))
+        attended = _joined(functional.scaled_dot_product_attention(key, key, value))
+        return visual.ln_post(_after_attention(block, last_block_input, attended)[:, 1:]) @ visual.proj
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "prompts length"]:
         """Token ids of texts, [SOS] first, [EOS] last, zeros after it, up to the context length of this CLIP.

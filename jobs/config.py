@@ -296,6 +296,7 @@ class PredictSection(Section):
 
     scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
     flip: bool = False
+    merge_queries: Literal["sum", "max"] = "sum"  # of a Mask2Former, for each class; the authors take the sum
     refine: Literal["sams", "crf"] | None = "sams"
     alpha: Annotated[float, Field(gt=0)] = 3.0
     cam_weight: Share = 0.0  # of CLIP's class maps, beside the segmenter's probabilities, in `refine: sams`

@@ -84,10 +84,16 @@ def segmenter_spec(config: RunConfig) -> SegmenterSpec:
     section, vocabulary = config.segmenter, config.resolve_vocabulary()
     return SegmenterSpec(
         network=section.network, class_names=("background", *vocabulary.classes), short_side_px=section.short_side_px,
-        backbone=section.backbone, options=section.options, resnet=section.resnet, weights=section.weights,
-        weights_sha256=section.weights_sha256, factory=section.factory, clip=config.clip.spec(),
-        random_seed=config.random_seed,
+        backbone=section.backbone, options=section.options, merge_queries=config.predict.merge_queries,
+        resnet=section.resnet, weights=section.weights, weights_sha256=section.weights_sha256, factory=section.factory,
+        clip=config.clip.spec(), random_seed=config.random_seed,
     )  # fmt: skip
+
+
+def queries_setting(config: RunConfig) -> dict[str, str]:
+    """`predict.merge_queries` among the settings of a stage that depends on it, where it is not the authors'."""
+    merged = config.predict.merge_queries
+    return {} if merged == "sum" else {"merge_queries": merged}
 
 
 def trained_folder(config: RunConfig, run: Run, asker: str = "predictions") -> tuple[Folder, Receipt]:
@@ -183,6 +189,7 @@ def predict_images(
     section = config.predict
     kept = model.url.rpartition("/")[2]
     settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict, "kept": kept}
+    settings |= queries_setting(config)
     started = begin_stage(run, stage, settings, [images, trained])
     if started.receipt:
         return started.receipt

@@ -13,7 +13,7 @@ from cluster.training import TrainPlan, plan_training, train
 from jobs import predict, refine
 from jobs.config import RunConfig, SegmenterSection
 from jobs.order import count_rows
-from jobs.predict import LAST, kept_folder, round_stage, segmenter_spec
+from jobs.predict import LAST, kept_folder, queries_setting, round_stage, segmenter_spec
 from jobs.stage import StageError, begin_stage, finish_stage, upstream
 
 if TYPE_CHECKING:
@@ -93,6 +93,21 @@ def _engine(section: SegmenterSection) -> tuple[Literal["ray", "detectron2"], st
     return ("detectron2", "") if section.micro_batches == 1 else ("ray", "detectron2's trainer takes no micro_batches")
 
 
+def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
+    """What of a run file a training depends on: settings that only watch it may change while it is stopped."""
+    assert config.segmenter is not None
+    section = config.segmenter
+    only_watched = {"preview_every", "rounds", "keep", "micro_batches"}
+    if section.keep == "last":
+        only_watched |= {"validation", "validate_every"}
+    return {
+        "segmenter": {**section.model_dump(mode="json", exclude=only_watched), "engine": engine},
+        "classes": list(config.resolve_vocabulary().classes),
+        "random_seed": config.random_seed,
+        **(queries_setting(config) if section.keep == "best" else {}),  # it has a say in which one is
+    }
+
+
 def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
     from fmwsss_core.segmenter.crops import CropSettings
     from jobs.crops import CropSource
@@ -101,15 +116,7 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     labels = labels_of_round(number)
     images, seeds = upstream(run, stage, ["images", labels[0]])
     engine, plan = choose_engine(section), plan_workers(config)
-    only_watched = {"preview_every", "rounds", "keep", "micro_batches"}
-    if section.keep == "last":
-        only_watched |= {"validation", "validate_every"}
-    inputs = {
-        "segmenter": {**section.model_dump(mode="json", exclude=only_watched), "engine": engine},
-        "classes": list(config.resolve_vocabulary().classes),
-        "random_seed": config.random_seed,
-    }
-    started = begin_stage(run, stage, inputs, [images, seeds])
+    started = begin_stage(run, stage, training_inputs(config, engine), [images, seeds])
     if started.receipt:
         return started.receipt
     if seeds.num_rows < 1:

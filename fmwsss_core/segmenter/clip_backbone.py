@@ -5,6 +5,7 @@ What a region shows comes from CLIP's patch tokens, where it ends from a few con
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,14 +18,16 @@ from fmwsss_core.clip import FrozenClip
 from fmwsss_core.segmenter.base import PIXEL_MEAN, PIXEL_STD
 
 STEM_WIDTH = 32
-STRIDES = (4, 8, 16, 32)
+# Between the patches of a coarser map there is nothing left to tell two things by.
+STRIDES = (4, 8, 8, 16)
 
 
 class ClipBackbone(nn.Module):
-    """Four maps at strides 4 to 32: CLIP's patch tokens, projected, plus the features of a stem.
+    """Four maps at strides 4 to 16: CLIP's patch tokens, projected, plus the features of a stem.
 
-    The tokens are those before the last block, and those after it in the space of CLIP's embeddings, whose mean is
-    what texts were compared with.
+    The tokens are those after a quarter of the blocks, after half of them and before the last one, and their local
+    embedding. What the last block really makes of them is left out: there a patch carries what the whole image shows,
+    and a small thing would get the name of its neighbour.
 
     Args:
         clip: frozen; stays in evaluation mode.
@@ -39,9 +42,15 @@ class ClipBackbone(nn.Module):
         self.clip = clip
         self.channels = [width] * len(STRIDES)
         self.first = _convolution(3, STEM_WIDTH)
-        self.stem = nn.ModuleList(_convolution(width if i else STEM_WIDTH, width) for i in range(len(STRIDES)))
+        halves = [2 * finer == coarser for finer, coarser in pairwise((STRIDES[0] // 2, *STRIDES))]
+        self.stem = nn.ModuleList(
+            _convolution(width if i else STEM_WIDTH, width) if halving else _Residual(width)
+            for i, halving in enumerate(halves)
+        )
         visual: Any = clip.model.visual
-        token_width = len(visual.class_embedding) + clip.embed_dim
+        depth = len(visual.transformer.resblocks)
+        self.blocks_kept = sorted({index for index in (depth // 4 - 1, depth // 2 - 1) if 0 <= index < depth - 2})
+        token_width = (len(self.blocks_kept) + 1) * clip.image_width + clip.embed_dim
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(token_width, width, 1), nn.GroupNorm(8, width)) for _ in STRIDES
         )
@@ -57,8 +66,8 @@ class ClipBackbone(nn.Module):
         features, maps = self.first(pixel_values), []
         for stem, project in zip(self.stem, self.project, strict=True):
             features = stem(features)
-            seen = functional.interpolate(project(tokens), features.shape[-2:], mode="bilinear", antialias=True)
-            features = features + seen
+            seen = project(tokens).float()  # on a CPU bfloat16 has no antialias
+            features = features + functional.interpolate(seen, features.shape[-2:], mode="bilinear", antialias=True)
             maps.append(features)
         return SimpleNamespace(feature_maps=maps)
 
@@ -67,18 +76,30 @@ class ClipBackbone(nn.Module):
         size = [-(-side // patch) * patch for side in pixels.shape[-2:]]
         if size != list(pixels.shape[-2:]):
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        visual: Any = self.clip.model.visual
         with torch.no_grad():
-            features = self.clip.encode_image(pixels)
-            before = features.last_block_input
-            after = visual.ln_post(visual.transformer.resblocks[-1](before)) @ visual.proj
-            pair = [functional.layer_norm(each, each.shape[-1:])[:, 1:] for each in (before.float(), after.float())]
-        tokens = torch.cat(pair, dim=2)
-        return tokens.transpose(1, 2).unflatten(2, features.grid)
+            features = self.clip.encode_image(pixels, blocks_kept=self.blocks_kept)
+            tokens = [each[:, 1:] for each in (*features.block_outputs, features.last_block_input)]
+            tokens.append(self.clip.local_embedding(features.last_block_input))
+            normed = torch.cat([functional.layer_norm(each.float(), each.shape[-1:]) for each in tokens], dim=2)
+        return normed.transpose(1, 2).unflatten(2, features.grid)
+
+
+class _Residual(nn.Module):
+    """A convolution at the grid's own size, added to what it sees."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = _layers(width, width, stride=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layers(features)
 
 
 def _convolution(width_in: int, width_out: int) -> nn.Module:
     """Halves the grid."""
-    return nn.Sequential(
-        nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, width_out), nn.ReLU()
-    )
+    return _layers(width_in, width_out, stride=2)
+
+
+def _layers(width_in: int, width_out: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(8, width_out), nn.ReLU())

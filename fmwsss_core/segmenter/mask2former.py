@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,11 +31,15 @@ class Mask2Former(Segmenter):
 
     Args:
         network: as `transformers` makes or loads it; its classes are background and the vocabulary's, in this order.
+        merge_queries: what queries of one class are to its score: `sum`, the authors', or `max`, ours: the best counts.
+            A class has one mask here, so that a second query with its name is a copy, and no further evidence.
     """
 
-    def __init__(self, network: Mask2FormerForUniversalSegmentation) -> None:
+    def __init__(
+        self, network: Mask2FormerForUniversalSegmentation, merge_queries: Literal["sum", "max"] = "sum"
+    ) -> None:
         super().__init__(num_classes=len(network.config.id2label or {}), size_divisor=32)
-        self.network = network
+        self.network, self.merge_queries = network, merge_queries
         config = network.config
         self.criterion = CriterionSettings(
             class_weight=config.class_weight,
@@ -78,11 +82,17 @@ class Mask2Former(Segmenter):
             )  # fmt: skip
 
     def scores(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
-        """See `Segmenter.scores`: sum over queries of the class's probability times the mask's, scaled to sum 1."""
+        """See `Segmenter.scores`: the class's probability times the mask's, merged over queries, scaled to sum 1."""
         output = self.network(pixel_values=self.normalise(images))
         masks = functional.interpolate(output.masks_queries_logits.float(), images.shape[-2:], mode="bilinear")
         classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
-        scores = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
+        masks = masks.sigmoid()
+        if self.merge_queries == "sum":
+            scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
+        else:
+            scores = masks.new_zeros(len(masks), classes.shape[-1], *masks.shape[-2:])
+            for query in range(masks.shape[1]):  # all at once would be as many times the memory
+                scores = torch.maximum(scores, classes[:, query, :, None, None] * masks[:, query, None])
         return scores / scores.sum(1, keepdim=True).clamp(min=1e-6)
 
 

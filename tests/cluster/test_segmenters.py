@@ -80,6 +80,15 @@ def test_what_is_stored_predicts_the_same_when_loaded(changes: dict[str, Any], t
     assert torch.equal(probabilities(loaded, image, own.short_side_px), expected)
 
 
+def test_how_queries_are_merged_is_for_the_prediction_to_say(tmp_path: Path):
+    folder = write(tmp_path, spec())
+    image = draw_scene(3).image
+    by_sum, by_max = (
+        probabilities(load_segmenter(folder, spec(merge_queries=merge)), image, 64) for merge in ("sum", "max")
+    )
+    assert not torch.allclose(by_sum, by_max)
+
+
 @pytest.mark.parametrize("backbone", [RESNET, SWIN], ids=["resnet", "swin"])
 def test_weights_of_a_whole_network_with_other_classes(backbone: dict[str, Any], tmp_path: Path):
     other = spec(class_names=("background", "thing"), random_seed=5, backbone=backbone)
@@ -117,6 +126,7 @@ def test_mistakes_are_one_line(tmp_path: Path):
         ({"backbone": {**RESNET, "depth": 2}}, "'depth' is no setting"),
         ({"factory": f"{__name__}:no_network"}, "returned int, neither"),
         ({"backbone": {"model_type": "clip", "width": 3}, "clip": ModelSpec("toy")}, "takes no settings"),
+        ({"network": "deeplabv3plus", "resnet": "resnet26", "merge_queries": "max"}, "has no queries"),
     ):
         with pytest.raises(ModelError, match=message):
             new_segmenter(spec(**changes))

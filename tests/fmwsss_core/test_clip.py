@@ -95,9 +95,34 @@ def test_image_path_against_the_reference(layers: int, num_averaged: int, size: 
     assert without.attention is None
     torch.testing.assert_close(without.last_block_input, last_input, rtol=0, atol=1e-12)
     transformer: Any = model.visual.transformer
+    kept = [index for index in (0, layers // 2) if index < layers - 1]
+    seen: list[torch.Tensor] = []
+    hooks = [transformer.resblocks[i].register_forward_hook(lambda *told: seen.append(told[2])) for i in kept]
+    reference.image_features(model, pixels, num_averaged=1)
+    for hook in hooks:
+        hook.remove()
+    for averaged in (0, num_averaged):
+        outputs = clip.encode_image(pixels, averaged, blocks_kept=kept).block_outputs
+        assert len(outputs) == len(seen) == len(kept)
+        for ours, theirs in zip(outputs, seen, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     normed = transformer.resblocks[-1].ln_1(last_input)
     expected = reference.embed_activation(model, last_input, normed)
     torch.testing.assert_close(clip.last_block(last_input).embedding, expected, rtol=0, atol=1e-12)
+
+
+def test_the_local_embedding_is_the_last_block_with_its_keys_for_queries():
+    model = reference.random_clip(layers=3)
+    clip = FrozenClip(model, "small")
+    last_input = clip.encode_image(clip.preprocess(_images(2, 24, 56))).last_block_input
+    changed: Any = copy.deepcopy(model).visual
+    attention = changed.transformer.resblocks[-1].attn
+    width = attention.embed_dim
+    with torch.no_grad():
+        attention.in_proj_weight[:width] = attention.in_proj_weight[width : 2 * width]
+        attention.in_proj_bias[:width] = attention.in_proj_bias[width : 2 * width]
+        expected = changed.ln_post(changed.transformer.resblocks[-1](last_input))[:, 1:] @ changed.proj
+    torch.testing.assert_close(clip.local_embedding(last_input), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (1, 1), (3, 9), (11, 2)])

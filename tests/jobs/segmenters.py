@@ -27,7 +27,7 @@ TINY = [
     "segmenter.warmup_iterations=0", "segmenter.preview_every=4", "segmenter.validation.num_images=4",
     "segmenter.category_cap=0.75", "predict.scales=[1.0]", "predict.flip=false", "cluster.train_workers=1",
     "cluster.num_threads=1", "dataset.num_images=10", "dataset.first_seed=0", "prompts=null",
-    "predict.alpha=3", "predict.cam_weight=0", "shard_rows=4", "propose.points_per_side=4",
+    "predict.alpha=3", "predict.cam_weight=0", "predict.merge_queries=sum", "shard_rows=4", "propose.points_per_side=4",
 ]  # fmt: skip
 NUM_IMAGES, SHARD_ROWS = 10, 4
 

@@ -27,7 +27,7 @@ from jobs.crops import CropSource
 from jobs.order import count_rows
 from jobs.predict import kept_folder, segmenter_spec
 from jobs.segmenter_training import train_segmenter
-from jobs.train import TrainJob
+from jobs.train import TrainJob, training_inputs
 from tests.jobs.segmenters import NUM_IMAGES, make_run, tiny_config
 
 
@@ -196,6 +196,16 @@ def test_crops_are_what_is_drawn_of_their_image_and_batch(undisturbed: TrainJob)
                 assert torch.equal(ours, theirs)
     # Two batches of four of ten images in each epoch, every image at most once.
     assert [len(set(seen[begin : begin + 8])) for begin in (0, 8)] == [8, 8]
+
+
+def test_how_queries_are_merged_can_be_chosen_after_the_training(tmp_path: Path):
+    """Of its settings it is none, unless it had a say in which weights are the best."""
+    plain, other = (tiny_config(tmp_path, f"predict.merge_queries={merge}") for merge in ("sum", "max"))
+    assert [segmenter_spec(config).merge_queries for config in (plain, other)] == ["sum", "max"]
+    best = tiny_config(tmp_path, "predict.merge_queries=max", "segmenter.keep=best", "segmenter.validate_every=4")
+    told = [training_inputs(config, "ray") for config in (plain, other, best)]
+    assert told[0] == told[1]
+    assert told[2]["merge_queries"] == "max"
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):

@@ -85,6 +85,27 @@ def test_every_network_learns_and_predicts(kind: str):
     assert to_grid(values).shape == (3, 13, 10)
 
 
+@pytest.mark.parametrize("merge_queries", ["sum", "max"])
+def test_scores_of_a_mask2former_against_loops(merge_queries: Any):
+    segmenter = make("resnet").eval()
+    assert isinstance(segmenter, Mask2Former)
+    segmenter.merge_queries = merge_queries
+    images, _ = batch()
+    with torch.no_grad():
+        scores = segmenter.scores(images)
+        output = segmenter.network(pixel_values=segmenter.normalise(images))
+    masks = functional.interpolate(output.masks_queries_logits, (64, 64), mode="bilinear").sigmoid()
+    classes = output.class_queries_logits.softmax(-1)
+    merge = sum if merge_queries == "sum" else max
+    for image, y, x in ((0, 0, 0), (0, 31, 5), (1, 63, 40)):
+        votes = [
+            merge([float(classes[image, q, c] * masks[image, q, y, x]) for q in range(SMALL["num_queries"])])
+            for c in range(len(NAMES))
+        ]
+        expected = torch.tensor([vote / sum(votes) for vote in votes])
+        torch.testing.assert_close(scores[image, :, y, x], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["resnet", "deeplab", "lite"])
 def test_labels_under_255_do_not_exist(kind: str):
     """What the image shows there may be seen; what class it has is not learned, and no weight on it counts."""
