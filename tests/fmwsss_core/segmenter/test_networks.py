@@ -258,8 +258,9 @@ def test_unknown_settings_are_named():
         DeepLabV3Plus(3, "resnet18", 0)
 
 
-def test_half_precision_is_for_the_network_and_not_for_the_losses():
-    segmenter = make("resnet").eval()
+@pytest.mark.parametrize("kind", ["resnet", "clip", "deeplab", "lite"])
+def test_half_precision_is_for_the_network_and_not_for_the_losses(kind: str):
+    segmenter = make(kind).eval()
     images, labels = batch()
     exact = backward(segmenter, images, labels, None, [1, 2], 1, "float32", lambda values: values)
     rough = backward(segmenter, images, labels, None, [1, 2], 2, "bfloat16", lambda _: segmenter.measure(labels, None))
