@@ -39,7 +39,7 @@ class SegmenterSpec:
         short_side_px: the length of an image's short side that it is trained for.
         backbone: of a Mask2Former: `model_type` and settings of a backbone of `transformers`.
         options: of a Mask2Former: settings of its configuration in `transformers`.
-        merge_queries: of a Mask2Former: see there.
+        merge_queries: see `Mask2Former`; said anew for every prediction, and no part of what is stored.
         resnet: of a DeepLabV3+.
         weights: to begin with: a folder (path or URL) that `save_pretrained` wrote, of a whole Mask2Former or of its
             backbone; or a checkpoint of torchvision's ResNet.
@@ -73,13 +73,15 @@ def new_segmenter(spec: SegmenterSpec) -> Segmenter:
     """
     from fmwsss_core.segmenter.mask2former import Mask2Former
 
-    segmenter = _made(spec)
-    if spec.merge_queries != "sum" and not isinstance(segmenter, Mask2Former):
+    segmenter = _build(spec)
+    if isinstance(segmenter, Mask2Former):
+        segmenter.merge_queries = spec.merge_queries
+    elif spec.merge_queries != "sum":
         raise ModelError("predict.merge_queries is of a Mask2Former: this segmenter has no queries")
     return segmenter
 
 
-def _made(spec: SegmenterSpec) -> Segmenter:
+def _build(spec: SegmenterSpec) -> Segmenter:
     from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
     from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
 
@@ -100,12 +102,11 @@ def _made(spec: SegmenterSpec) -> Segmenter:
                     "backbone {model_type: clip} is the run's own CLIP: it takes no settings and no weights"
                 )
             clip = load_clip(spec.clip).cpu()
-            network = on_clip(spec.class_names, clip, dict(spec.options), spec.random_seed)
-            return Mask2Former(network, spec.merge_queries)
+            return Mask2Former(on_clip(spec.class_names, clip, dict(spec.options), spec.random_seed))
         network = new_mask2former(spec.class_names, dict(spec.backbone), dict(spec.options), spec.random_seed)
         if spec.weights:
             _load_pretrained(network, spec.weights)
-        return Mask2Former(network, spec.merge_queries)
+        return Mask2Former(network)
     except ValueError as error:
         raise ModelError(f"segmenter: {error}") from None
 
@@ -122,8 +123,7 @@ def _from_factory(spec: SegmenterSpec) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.random_seed)
         made = function(len(spec.class_names))
-    is_network = isinstance(made, Mask2FormerForUniversalSegmentation)
-    segmenter = Mask2Former(made, spec.merge_queries) if is_network else made
+    segmenter = Mask2Former(made) if isinstance(made, Mask2FormerForUniversalSegmentation) else made
     if not isinstance(segmenter, Segmenter):
         raise ModelError(
             f"factory {spec.factory!r} returned {type(made).__name__}, neither a Mask2Former nor a Segmenter"
@@ -193,7 +193,7 @@ def segmenter_files(segmenter: Segmenter, spec: SegmenterSpec) -> dict[str, byte
     from fmwsss_core.segmenter.crops import MAX_ASPECT
     from fmwsss_core.segmenter.mask2former import Mask2Former
 
-    about = json.dumps(asdict(spec), indent=2, sort_keys=True) + "\n"
+    about = json.dumps(asdict(replace(spec, merge_queries="sum")), indent=2, sort_keys=True) + "\n"
     files = {ABOUT_FILE: about.encode()}
     if not isinstance(segmenter, Mask2Former):
         state = {name: value.detach().cpu().contiguous() for name, value in segmenter.state_dict().items()}
@@ -233,7 +233,10 @@ def load_segmenter(folder: Folder, spec: SegmenterSpec) -> Segmenter:
         state = _renamed(folder, inner)
     fits = set(state) <= set(own) and all(value.shape == own[name].shape for name, value in state.items())
     if not fits or [name for name in own if name not in state and "criterion" not in name]:
-        raise ModelError(f"{folder.url}/{WEIGHTS_FILE} does not fit the network of the run file")
+        raise ModelError(
+            f"{folder.url}/{WEIGHTS_FILE} does not fit the network of the run file, or an earlier version of this "
+            "program trained it (`--from train` trains it anew)"
+        )
     inner.load_state_dict(state, strict=False)
     return segmenter.eval().requires_grad_(False).to(pick_device())
 

@@ -50,7 +50,7 @@ REST_SHARE, LONGEST_REST_S = 0.02, 0.1
 STREAM_BLOCK_BYTES = 32 << 20
 # Where its tasks wait for room, Ray Data's loop goes round without a pause, in the process of the training loop, which
 # then waits for the interpreter more than it computes.
-STREAM_PAUSE_S = 0.05
+STREAM_PAUSE_S = 0.25
 FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
 
 

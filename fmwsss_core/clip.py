@@ -32,7 +32,7 @@ class ImageFeatures:
         attention: softmaxed attention between patches, averaged over heads and over the last blocks, the class
             token's row and column removed (M2.2); None when it was not asked for.
         grid: (h, w) patch tokens.
-        block_outputs: tokens, in the same order, after each of the blocks that were asked for.
+        block_outputs: tokens, class token first, after each of `blocks_kept`, in the order of the blocks.
     """
 
     last_block_input: Float[Tensor, "batch all_tokens width"]
@@ -145,10 +145,10 @@ class FrozenClip(nn.Module):
             pixels: as `preprocess` gives them.
             num_attention_blocks: also average the attention of so many last blocks (M2.2), of all if there are fewer;
                 costs batch x tokens x tokens values. 0: none.
-            blocks_kept: from 0, which blocks' outputs are given back too; not the last one's.
+            blocks_kept: which blocks' outputs are given back too, from 0; the last one is not run here.
 
         Raises:
-            ValueError: the sides of `pixels` are not multiples of the patch size.
+            ValueError: the sides of `pixels` are not multiples of the patch size, or there is no such block to keep.
         """
         visual = self._visual
         if any(side % self.patch_size for side in pixels.shape[-2:]):
@@ -160,6 +160,10 @@ class FrozenClip(nn.Module):
         x = visual.ln_pre(x + self.position_embedding(grid))
 
         blocks = visual.transformer.resblocks
+        if any(not 0 <= index < len(blocks) - 1 for index in blocks_kept):
+            raise ValueError(
+                f"blocks {sorted(blocks_kept)} are to be kept of {len(blocks)}, of which the last is not run"
+            )
         first_averaged = max(0, len(blocks) - num_attention_blocks)
         attention, kept = None, []
         for i, block in enumerate(blocks):
@@ -198,10 +202,11 @@ class FrozenClip(nn.Module):
     def local_embedding(
         self, last_block_input: Float[Tensor, "batch all_tokens width"]
     ) -> Float[Tensor, "batch tokens embed"]:
-        """Each patch in the space that images and texts share, without what its surroundings show.
+        """Each patch in the space that images and texts share, with less of what its surroundings show.
 
-        In the last block keys attend to keys (as in arXiv 2404.08181, without its neighbourhoods), so that a patch
-        gathers from patches like it; with its own query it gathers what the whole image is about.
+        In the last block keys attend to keys, so that a patch gathers from patches like it; with its own query it
+        gathers what the whole image is about. As in arXiv 2404.08181, but for its neighbourhoods; and the residual path
+        and the MLP stay.
         """
         visual = self._visual
         block = visual.transformer.resblocks[-1]

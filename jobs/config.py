@@ -296,7 +296,7 @@ class PredictSection(Section):
 
     scales: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0]
     flip: bool = False
-    merge_queries: Literal["sum", "max"] = "sum"  # of a Mask2Former, for each class; the authors take the sum
+    merge_queries: Literal["sum", "max"] = "sum"  # of a Mask2Former, that name one class; authors: sum
     refine: Literal["sams", "crf"] | None = "sams"
     alpha: Annotated[float, Field(gt=0)] = 3.0
     cam_weight: Share = 0.0  # of CLIP's class maps, beside the segmenter's probabilities, in `refine: sams`
@@ -355,6 +355,13 @@ class RunConfig(Section):
     predict: PredictSection = PredictSection()
     preview: PreviewSection = PreviewSection()
     cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _has_queries(self) -> RunConfig:
+        own = self.segmenter
+        if own and own.network == "deeplabv3plus" and not own.factory and self.predict.merge_queries != "sum":
+            raise ValueError("`predict.merge_queries` is of a Mask2Former: `network: deeplabv3plus` has no queries")
+        return self
 
     def resolve_vocabulary(self) -> Vocabulary:
         """The classes of this run."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from jobs.crops import CropSource
 
 
+CLIP_BACKBONE = 2  # which design of `fmwsss_core.segmenter.clip_backbone`: weights of an earlier one do not fit
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """Everything a worker needs; travels to it as it is."""
@@ -104,7 +107,8 @@ def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
         "segmenter": {**section.model_dump(mode="json", exclude=only_watched), "engine": engine},
         "classes": list(config.resolve_vocabulary().classes),
         "random_seed": config.random_seed,
-        **(queries_setting(config) if section.keep == "best" else {}),  # it has a say in which one is
+        **({"clip_backbone": CLIP_BACKBONE} if section.backbone.get("model_type") == "clip" else {}),
+        **(queries_setting(config) if section.keep == "best" else {}),  # a say in which weights are best
     }
 
 

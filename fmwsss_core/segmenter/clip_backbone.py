@@ -18,16 +18,22 @@ from fmwsss_core.clip import FrozenClip
 from fmwsss_core.segmenter.base import PIXEL_MEAN, PIXEL_STD
 
 STEM_WIDTH = 32
-# Between the patches of a coarser map there is nothing left to tell two things by.
-STRIDES = (4, 8, 8, 16)
+
+
+def map_strides(patch_px: int) -> list[int]:
+    """Of the four maps: the coarsest is not much coarser than the patches, for it mixes what CLIP tells apart.
+
+    Measured with patches of 8 pixels only.
+    """
+    return [4, 8, 8, 16] if patch_px <= 8 else [4, 8, 16, 32]
 
 
 class ClipBackbone(nn.Module):
-    """Four maps at strides 4 to 16: CLIP's patch tokens, projected, plus the features of a stem.
+    """Four maps at the strides of `map_strides`: CLIP's patch tokens, projected, plus the features of a stem.
 
-    The tokens are those after a quarter of the blocks, after half of them and before the last one, and their local
-    embedding. What the last block really makes of them is left out: there a patch carries what the whole image shows,
-    and a small thing would get the name of its neighbour.
+    The tokens are those after a quarter of the blocks, after half of them (rounded down; of one or two blocks neither)
+    and before the last one, and their local embedding. What the last block makes of them with its own queries is left
+    out: there a patch carries what the whole image shows, and a small thing gets the name of its neighbour.
 
     Args:
         clip: frozen; stays in evaluation mode.
@@ -40,19 +46,18 @@ class ClipBackbone(nn.Module):
     def __init__(self, clip: FrozenClip, width: int) -> None:
         super().__init__()
         self.clip = clip
-        self.channels = [width] * len(STRIDES)
-        self.first = _convolution(3, STEM_WIDTH)
-        halves = [2 * finer == coarser for finer, coarser in pairwise((STRIDES[0] // 2, *STRIDES))]
-        self.stem = nn.ModuleList(
-            _convolution(width if i else STEM_WIDTH, width) if halving else _Residual(width)
-            for i, halving in enumerate(halves)
-        )
+        strides = map_strides(clip.patch_size)
+        self.channels = [width] * len(strides)
+        self.first, second = _convolution(3, STEM_WIDTH), _convolution(STEM_WIDTH, width)
+        self.stem = nn.ModuleList([second])
+        for finer, coarser in pairwise(strides):
+            self.stem.append(_Residual(width) if coarser == finer else _convolution(width, width))
         visual: Any = clip.model.visual
         depth = len(visual.transformer.resblocks)
         self.blocks_kept = sorted({index for index in (depth // 4 - 1, depth // 2 - 1) if 0 <= index < depth - 2})
         token_width = (len(self.blocks_kept) + 1) * clip.image_width + clip.embed_dim
         self.project = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(token_width, width, 1), nn.GroupNorm(8, width)) for _ in STRIDES
+            nn.Sequential(nn.Conv2d(token_width, width, 1), nn.GroupNorm(8, width)) for _ in strides
         )
         mean, std = torch.tensor(clip.image_mean) * 255, torch.tensor(clip.image_std) * 255
         own_mean, own_std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)

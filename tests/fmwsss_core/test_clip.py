@@ -101,6 +101,8 @@ def test_image_path_against_the_reference(layers: int, num_averaged: int, size: 
     reference.image_features(model, pixels, num_averaged=1)
     for hook in hooks:
         hook.remove()
+    with pytest.raises(ValueError, match="of which the last is not run"):
+        clip.encode_image(pixels, blocks_kept=[layers - 1])
     for averaged in (0, num_averaged):
         outputs = clip.encode_image(pixels, averaged, blocks_kept=kept).block_outputs
         assert len(outputs) == len(seen) == len(kept)

@@ -114,6 +114,7 @@ def test_mistakes_of_the_segmenter_are_told() -> None:
         ("segmenter.validation.num_image=5", "did you mean 'segmenter.validation.num_images'"),
         ("predict.scales=[]", "'predict.scales'"),
         ("segmenter.batch_size=1", "`paste` takes a class from another crop"),
+        ("segmenter.network=deeplabv3plus", "`predict.merge_queries` is of a Mask2Former"),
         (f"segmenter.weights_sha256={'a' * 64}", "`weights_sha256` is of the one file that `network: deeplabv3plus`"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -29,6 +29,7 @@ STAGE = "segmenter/round-1"
 HEIGHT, WIDTH = 96, 128
 FILE = '"runs/mine/segmenter/round-1/last/scores-512x672.pt2"'
 ON_CLIP = [
+    "predict.merge_queries=max",
     "segmenter.backbone={model_type: clip}",
     "segmenter.options={hidden_dim: 32, feature_size: 32, mask_feature_size: 32, encoder_feedforward_dim: 32, "
     "dim_feedforward: 64, encoder_layers: 1, decoder_layers: 2, num_attention_heads: 2, num_queries: 15}",

@@ -115,9 +115,10 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     assert "listing" in more.stderr
     assert more.stderr.splitlines()[-1].endswith("give these predictions another --name")
     (photos / "one-more.png").unlink()
-    other = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0]")
-    assert other.returncode != 0
-    assert other.stderr.splitlines()[-1].endswith("give these predictions another --name")
+    for change in ("predict.scales=[1.0]", "predict.merge_queries=max"):
+        other = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]", change)
+        assert other.returncode != 0
+        assert other.stderr.splitlines()[-1].endswith("give these predictions another --name")
 
 
 @pytest.mark.timeout(900)

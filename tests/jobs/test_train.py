@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load
 
 from cluster.ledger import Run
-from cluster.segmenters import load_segmenter, spec_from_json
+from cluster.segmenters import load_segmenter, new_segmenter, segmenter_files, spec_from_json
 from cluster.session import session
 from cluster.storage import Folder
 from fmwsss_core.segmenter.crops import CropSettings, draw_crop
@@ -203,9 +203,21 @@ def test_how_queries_are_merged_can_be_chosen_after_the_training(tmp_path: Path)
     plain, other = (tiny_config(tmp_path, f"predict.merge_queries={merge}") for merge in ("sum", "max"))
     assert [segmenter_spec(config).merge_queries for config in (plain, other)] == ["sum", "max"]
     best = tiny_config(tmp_path, "predict.merge_queries=max", "segmenter.keep=best", "segmenter.validate_every=4")
-    told = [training_inputs(config, "ray") for config in (plain, other, best)]
+    best_by_sum = tiny_config(tmp_path, "segmenter.keep=best", "segmenter.validate_every=4")
+    told = [training_inputs(config, "ray") for config in (plain, other, best, best_by_sum)]
     assert told[0] == told[1]
     assert told[2]["merge_queries"] == "max"
+    assert "merge_queries" not in told[3]
+    own = segmenter_spec(other)
+    stored = segmenter_files(new_segmenter(own), own)["segmenter.json"]
+    assert stored == segmenter_files(new_segmenter(own), segmenter_spec(plain))["segmenter.json"]
+
+
+def test_a_change_of_the_clip_backbone_is_told_by_name(tmp_path: Path):
+    """Weights of another design would not fit: the training is not gone on with."""
+    config = tiny_config(tmp_path, "segmenter.backbone={model_type: clip}")
+    assert training_inputs(config, "ray")["clip_backbone"] > 1
+    assert "clip_backbone" not in training_inputs(tiny_config(tmp_path), "ray")
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path):

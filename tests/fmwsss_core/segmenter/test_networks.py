@@ -27,6 +27,7 @@ from fmwsss_core.segmenter.schedule import (
     poly_factor,
 )
 from fmwsss_core.toy.models import toy_clip
+from tests.references import clip as clip_reference
 
 NAMES = ("background", "cat", "dog")
 SMALL = {
@@ -206,6 +207,26 @@ def test_a_frozen_clip_stays_as_it_is():
     names = [name for name, parameter in segmenter.named_parameters() if parameter.requires_grad]
     assert not any(".clip." in name for name in names)
     assert any("stem" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("layers", "patch", "kept", "strides"),
+    [
+        (1, 16, [], (4, 8, 16, 32)),
+        (2, 8, [], (4, 8, 8, 16)),
+        (3, 14, [0], (4, 8, 16, 32)),
+        (4, 8, [0, 1], (4, 8, 8, 16)),
+        (12, 32, [2, 5], (4, 8, 16, 32)),
+    ],
+)
+def test_maps_of_a_clip_are_as_fine_as_its_patches(layers: int, patch: int, kept: list[int], strides: tuple[int, ...]):
+    clip = FrozenClip(clip_reference.random_clip(layers=layers, patch=patch, dtype=torch.float32), "small")
+    network = on_clip(NAMES, clip, SMALL, random_seed=0)
+    backbone: Any = network.model.pixel_level_module.encoder
+    assert backbone.blocks_kept == kept
+    assert tuple(network.config.feature_strides) == strides
+    maps = backbone(torch.zeros(1, 3, 64, 96)).feature_maps
+    assert [tuple(each.shape) for each in maps] == [(1, 32, 64 // stride, 96 // stride) for stride in strides]
 
 
 def test_on_a_clip_query_k_begins_as_that_of_class_k():
