@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.ledger import Run
+from cluster.pulse import beat
 from fmwsss_core.records import FAILURES, failure_row
 
 SUMMARY = pa.schema([("part", pa.string()), ("num_rows", pa.int64()), ("num_failures", pa.int64())])
@@ -59,6 +60,7 @@ def map_rows(
             except Exception as error:
                 new["failure"] = failure_row(row["image_id"], stage, error)
         rows.append(new)
+        beat()
     return pa.Table.from_pylist(rows, schema=carried(payload))
 
 

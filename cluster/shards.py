@@ -26,6 +26,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util import metrics
 
+from cluster import pulse
 from cluster.storage import StorageError
 
 # A worker that dies (killed for its memory, a lost node, a crash in native code) is replaced and its shard done again;
@@ -93,8 +94,9 @@ def map_shards(
             to that operator as a table of one row.
         operators: the last returns a table of one row, its `part` among the columns.
         on_done: called here with that row as soon as the shard is done, in any order.
-        no_progress_timeout_s: how long nothing at all may happen before that is an error (a shard that takes longer, or
-            resources that never come).
+        no_progress_timeout_s: how long nothing at all may happen before that is an error (no shard goes from one
+            operator to the next and `cluster.rows.map_rows` finishes no image: one that hangs, or resources that never
+            come).
         stage: whose metrics they are.
         on_timings: called here with each shard's times as events of Chrome's trace format, one for each operator.
 
@@ -175,17 +177,28 @@ def stream_shards(
 
 
 class _Rest(ExecutionCallback):
-    """Lets Ray Data look for finished tasks the less often the longer there was none."""
+    """Lets Ray Data look for finished tasks the less often the longer there was none, and hear of finished images."""
 
     def __init__(self) -> None:
         self.num_finished, self.since_s = 0, time.monotonic()
+        self.heard, self.listened_s = pulse.heard(), time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        """See the module's REST_SHARE."""
+        """See the module's REST_SHARE, and `cluster.pulse`."""
+        self._listen(executor)
         num_finished = sum(operator.metrics.num_tasks_finished for operator in executor._topology)
         if num_finished != self.num_finished:
             self.num_finished, self.since_s = num_finished, time.monotonic()
         time.sleep(min(REST_SHARE * (time.monotonic() - self.since_s), LONGEST_REST_S))
+
+    def _listen(self, executor: Any) -> None:
+        if time.monotonic() - self.listened_s < pulse.BEAT_S:
+            return
+        heard, self.listened_s = pulse.heard(), time.monotonic()
+        if heard != self.heard:
+            self.heard = heard
+            # Of all that Ray Data looks at, a shard at work is as good as one that hangs.
+            executor._no_progress_guard._last_progress_time = self.listened_s
 
 
 class _Pause(ExecutionCallback):

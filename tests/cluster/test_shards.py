@@ -14,8 +14,10 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from cluster import pulse
 from cluster import shards as shard_room
 from cluster.resources import ResourceError, plan_replicas
+from cluster.rows import map_rows, start_rows
 from cluster.shards import NUM_RETRIES, Operator, ShardError, map_shards, stream_shards
 from cluster.storage import StorageError
 
@@ -203,6 +205,28 @@ def test_the_reason_of_the_storage_arrives_as_it_was_said() -> None:
 def test_resources_that_never_come_are_an_error() -> None:
     with pytest.raises(ShardError, match="nothing happened for 5 s"):
         map_shards(shards(3), [Operator(Adder, {"amount": 1}, num_gpus=7)], lambda row: None, no_progress_timeout_s=5)
+
+
+class Sleeper:
+    """Sleeps over every image; says that one is finished as often as it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        pulse.BEAT_S = 0.1
+        images = start_rows(block["part"][0].as_py(), [{"image_id": str(index)} for index in range(5)], [])
+        map_rows(images, lambda row: time.sleep(self.seconds) or {}, [], "sleep")
+        return block
+
+
+def test_a_shard_may_take_long_and_an_image_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "BEAT_S", 0.5)
+    rows: list[dict[str, Any]] = []
+    map_shards(shards(1), [Operator(Sleeper, {"seconds": 2.0})], rows.append, no_progress_timeout_s=6)
+    assert [row["part"] for row in rows] == ["part-00000"]
+    with pytest.raises(ShardError, match="nothing happened for 6 s"):
+        map_shards(shards(1), [Operator(Sleeper, {"seconds": 30.0})], rows.append, no_progress_timeout_s=6)
 
 
 def test_replicas_follow_the_gpus_that_are_there_or_may_come() -> None:
