@@ -62,7 +62,8 @@ def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path:
     run = tmp_path / "run"
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
                "jobs.pipeline", "demo.yaml", f"run={run}", "dataset.num_images=6", "shard_rows=3",
-               "propose.points_per_side=4", "learn.classification.epochs=1", "learn.segmentation.epochs=1"]  # fmt: skip
+               "propose.points_per_side=4", "cluster.num_replicas=1", "learn.classification.epochs=1",
+               "learn.segmentation.epochs=1"]  # fmt: skip
     result = submit(command, environment)
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
