@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import LRMultiplier
@@ -46,6 +46,18 @@ from jobs.train import TrainJob
 
 CHECKPOINT_FILE = "_checkpoint_detectron2.pth"
 LATEST = "latest"
+_create_ddp_model = defaults.create_ddp_model
+
+
+def create_ddp_model(model: nn.Module, **options: Any) -> nn.Module:
+    """As detectron2's own; for workers on CPUs too, and for networks with parameters that no step reaches (Swin)."""
+    if not next(model.parameters()).is_cuda:
+        options["device_ids"] = None
+    return _create_ddp_model(model, find_unused_parameters=True, **options)
+
+
+# Its trainer calls this function from its constructor, and has no other place for these options.
+defaults.create_ddp_model = create_ddp_model
 
 
 @META_ARCH_REGISTRY.register()
@@ -299,8 +311,8 @@ def _tell_process_groups() -> None:
     context = get_context()
     if context.get_world_size() == 1:
         return
-    assert pick_device() == "cuda", "see jobs.train"
-    torch.cuda.set_device(context.get_local_rank())
+    if pick_device() == "cuda":
+        torch.cuda.set_device(context.get_local_rank())
     comm.create_local_process_group(context.get_local_world_size())
 
 

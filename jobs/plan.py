@@ -23,7 +23,7 @@ from cluster.resources import plan_replicas
 from cluster.session import session
 from cluster.storage import Folder
 from cluster.training import plan_training
-from jobs import checks, encode, ingest, learn, propose, seed, train
+from jobs import checks, encode, ingest, learn, propose, seed
 from jobs.config import LearnSection, RunConfig
 from jobs.datasets import Source
 from jobs.predict import segmenter_spec
@@ -107,8 +107,6 @@ def _describe_machines(config: RunConfig) -> str:
     cluster = config.cluster
     replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     have, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
-    if config.segmenter is not None:
-        train.plan_workers(config)
     return (
         f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, "
         f"{have.get('object_store_memory', 0) / 2**30:.1f} GiB of object store; "

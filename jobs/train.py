@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.ledger import Receipt, Run
 from cluster.progress import StageProgress, watch_board
 from cluster.segmenters import SegmenterSpec, new_segmenter
-from cluster.training import TrainPlan, plan_training, train
+from cluster.training import plan_training, train
 from jobs import predict, refine
 from jobs.config import RunConfig, SegmenterSection
 from jobs.order import count_rows
@@ -119,7 +119,7 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     stage = round_stage(number)
     labels = labels_of_round(number)
     images, seeds = upstream(run, stage, ["images", labels[0]])
-    engine, plan = choose_engine(section), plan_workers(config)
+    engine, plan = choose_engine(section), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     started = begin_stage(run, stage, training_inputs(config, engine), [images, seeds])
     if started.receipt:
         return started.receipt
@@ -168,22 +168,6 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     folder = run.folder.child(stage)
     folder.delete([name for name in folder.list("_checkpoint")])
     return finish_stage(run, started, parts=[LAST], num_rows=seeds.num_rows, num_failures=0)
-
-
-def plan_workers(config: RunConfig) -> TrainPlan:
-    """The workers of a training.
-
-    Raises:
-        StageError: the engine cannot have so many on this cluster.
-    """
-    assert config.segmenter
-    plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
-    if _engine(config.segmenter)[0] == "detectron2" and plan.most_workers > 1 and not plan.use_gpu:
-        raise StageError(
-            f"cluster.train_workers is {plan.most_workers}: engine detectron2 takes several only on GPUs, and there "
-            "are too few; set segmenter.engine to ray, or train_workers to 1"
-        )
-    return plan
 
 
 def _relabel(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cluster.ledger import Run, part_name
 from cluster.storage import Folder
@@ -37,8 +40,13 @@ def tiny_config(run: Path | str, *more: str) -> RunConfig:
     return load_config(CONFIG, [f"run={run}", "segmenter.engine=ray", *TINY, *more])
 
 
-def make_run(path: Path | str, first_seed: int = 0, num_images: int = NUM_IMAGES) -> Run:
-    """A run with complete `images/` and `seeds/fine/`, as ingest and seeding would have left them."""
+def make_run(
+    path: Path | str, first_seed: int = 0, num_images: int = NUM_IMAGES, blank_seeds: Collection[int] = ()
+) -> Run:
+    """A run with complete `images/` and `seeds/fine/`, as ingest and seeding would have left them.
+
+    The seeds of scenes in `blank_seeds` have no label at all.
+    """
     run = Run(Folder(str(path)))
     parts = []
     for begin in range(0, num_images, SHARD_ROWS):
@@ -47,12 +55,20 @@ def make_run(path: Path | str, first_seed: int = 0, num_images: int = NUM_IMAGES
         for seed in range(first_seed + begin, first_seed + min(begin + SHARD_ROWS, num_images)):
             scene = draw_scene(seed)
             label = encode_label_png(scene.truth)
+            blank = encode_label_png(np.full_like(scene.truth, 255))
             height, width = scene.truth.shape
             own: dict[str, Any] = {"image_id": f"toy-{seed:06d}", "height_px": height, "width_px": width}
             own["classes"] = list(scene.classes)
             confidence = (scene.truth > 0).astype("uint8") * 155 + 100
             images.append({**dict.fromkeys(IMAGES.names), **own, "image": png(scene.image), "truth": label})
-            seeds.append({**dict.fromkeys(SEEDS.names), **own, "seed": label, "confidence": png(confidence)})
+            seeds.append(
+                {
+                    **dict.fromkeys(SEEDS.names),
+                    **own,
+                    "seed": blank if seed in blank_seeds else label,
+                    "confidence": png(confidence),
+                }
+            )
         run.write_part("images", parts[-1], images, IMAGES, [])
         run.write_part("seeds/fine", parts[-1], seeds, SEEDS, [])
     for stage in ("images", "seeds/fine"):
