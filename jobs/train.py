@@ -78,22 +78,16 @@ def choose_engine(section: SegmenterSection) -> Literal["ray", "detectron2"]:
     Raises:
         StageError: the one that is named is not installed.
     """
-    engine, reason = _engine(section)
-    if reason:
-        print(f"segmenter: {reason}; training with Ray Train (engine: ray)", flush=True)
-    return engine
-
-
-def _engine(section: SegmenterSection) -> tuple[Literal["ray", "detectron2"], str]:
-    """The engine, and why it is not detectron2 where nobody named one."""
     is_there = importlib.util.find_spec("detectron2") is not None
     if section.engine == "detectron2" and not is_there:
         raise StageError("segmenter.engine is detectron2, which is not installed here: install it, or take engine: ray")
     if section.engine:
-        return section.engine, ""
-    if not is_there:
-        return "ray", "detectron2 is not installed"
-    return ("detectron2", "") if section.micro_batches == 1 else ("ray", "detectron2's trainer takes no micro_batches")
+        return section.engine
+    if is_there and section.micro_batches == 1:
+        return "detectron2"
+    reason = "detectron2's trainer takes no micro_batches" if is_there else "detectron2 is not installed"
+    print(f"segmenter: {reason}; training with Ray Train (engine: ray)", flush=True)
+    return "ray"
 
 
 def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:

@@ -55,20 +55,13 @@ def make_run(
         for seed in range(first_seed + begin, first_seed + min(begin + SHARD_ROWS, num_images)):
             scene = draw_scene(seed)
             label = encode_label_png(scene.truth)
-            blank = encode_label_png(np.full_like(scene.truth, 255))
+            painted = encode_label_png(np.full_like(scene.truth, 255)) if seed in blank_seeds else label
             height, width = scene.truth.shape
             own: dict[str, Any] = {"image_id": f"toy-{seed:06d}", "height_px": height, "width_px": width}
             own["classes"] = list(scene.classes)
             confidence = (scene.truth > 0).astype("uint8") * 155 + 100
             images.append({**dict.fromkeys(IMAGES.names), **own, "image": png(scene.image), "truth": label})
-            seeds.append(
-                {
-                    **dict.fromkeys(SEEDS.names),
-                    **own,
-                    "seed": blank if seed in blank_seeds else label,
-                    "confidence": png(confidence),
-                }
-            )
+            seeds.append({**dict.fromkeys(SEEDS.names), **own, "seed": painted, "confidence": png(confidence)})
         run.write_part("images", parts[-1], images, IMAGES, [])
         run.write_part("seeds/fine", parts[-1], seeds, SEEDS, [])
     for stage in ("images", "seeds/fine"):

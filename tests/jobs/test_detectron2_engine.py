@@ -76,7 +76,7 @@ def test_two_workers_of_each_engine_have_the_same_losses(tmp_path: Path):
         path = tmp_path / engine
         make_run(path, blank_seeds=range(5))
         command = [sys.executable, "-m", "jobs.cli", "train", CONFIG, f"run={path}", *TINY, STEPS, swin,
-                   f"segmenter.engine={engine}", "cluster.train_workers=2"]  # fmt: skip
+                   "segmenter.validate_every=10", f"segmenter.engine={engine}", "cluster.train_workers=2"]  # fmt: skip
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
         histories[engine] = json.loads((path / "segmenter" / "round-1" / "history.json").read_text())
@@ -84,6 +84,9 @@ def test_two_workers_of_each_engine_have_the_same_losses(tmp_path: Path):
     for one, other in zip(histories["ray"], histories["detectron2"], strict=True):
         for name in ("loss", "class", "mask", "dice"):
             assert one[name] == pytest.approx(other[name], rel=1e-4), (one["iteration"], name)
+        # Judged by both of them together, each half of the images.
+        assert one.get("validation_miou") == pytest.approx(other.get("validation_miou"), abs=1e-3)
+    assert "validation_miou" in histories["ray"][-1]
 
 
 def test_its_checkpoint_goes_on_to_the_same_weights(by_detectron2: TrainJob, tmp_path: Path):
