@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.table import show, write_json
-from cluster.storage import Folder
-from tests.faults import ThreeNodes, end, outputs, rows, start_cheap, start_run
-from tests.proxy import Proxy, proxy_to
-from tests.s3 import serve_s3
+from fmwsss.cluster.storage.folder import Folder
+from tests.support.fault_injection import ThreeNodes, end, outputs, rows, start_cheap, start_run
+from tests.support.s3_proxy import Proxy, proxy_to
+from tests.support.s3_server import serve_s3
 
 FAULTS = ("replica", "node", "driver", "store_503", "store_reset")
 STEPS = ("ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation", "seed-fine")

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss_core.segmenter.base import Segmenter, pixel_loss, pixel_weights
+from fmwsss.core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 WIDTH = 128
 CHANNELS = (48, 120, 352)  # at strides 8, 16 and 32

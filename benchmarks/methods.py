@@ -18,22 +18,22 @@ import numpy as np
 import torch
 
 from benchmarks.table import show, write_json
-from cluster.ledger import Run
-from cluster.models import load_sam
-from cluster.storage import Folder
-from fmwsss_core.baselines import crf_seed, threshold_seed, voting_seed
-from fmwsss_core.images import decode_label_png, decode_rgb
-from fmwsss_core.mask_decoder import DecodedMasks
-from fmwsss_core.metrics import confusion_matrix, mean_iou
-from fmwsss_core.proposals import WHOLE, ProposalSettings, finish
-from fmwsss_core.records import maps_from_bytes
-from fmwsss_core.sam import DecodedCrop, decode_crops, detect_decoded
-from fmwsss_core.seeding import label_map_from_cam, seed_image
-from fmwsss_core.superpixels import Superpixels
-from jobs.config import RunConfig
-from jobs.evaluate import POWERS
-from jobs.methods import MAPS_COLUMN
-from jobs.run_file import load_config
+from fmwsss.cluster.models.loaders import load_sam
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
+from fmwsss.core.metrics import confusion_matrix, mean_iou
+from fmwsss.core.schemas import maps_from_bytes
+from fmwsss.core.seeds.baselines import crf_seed, threshold_seed, voting_seed
+from fmwsss.core.seeds.sams import label_map_from_cam, seed_image
+from fmwsss.core.superpixels.masks import Superpixels
+from fmwsss.core.superpixels.postprocess import WHOLE, ProposalSettings, finish
+from fmwsss.core.superpixels.sam import DecodedCrop, decode_crops, detect_decoded
+from fmwsss.core.superpixels.sam_mask_decoder import DecodedMasks
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.reports.evaluate import POWERS
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 
 CHANGES = {
     "sams": {},
@@ -81,7 +81,7 @@ def measure(config: RunConfig, seeds: str, count: int) -> dict[str, Any]:
 
     for row in rows_of(run, seeds, count):
         num_images += 1
-        image, truth = decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["truth"])
+        image, truth = decode_rgb(row["image"], max_pixels=UNLIMITED), decode_label_png(row["truth"])
         indices = vocabulary.indices(row["classes"])
         shape = (len(indices), row["grid_height"], row["grid_width"])
         plain, refined = (maps_from_bytes(row[column], *shape) for column in ("cam", "refined_cam"))

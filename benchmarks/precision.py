@@ -18,18 +18,18 @@ import torch
 from benchmarks.methods import rows_of
 from benchmarks.proposals import now_s
 from benchmarks.table import show, write_json
-from cluster.ledger import Run
-from cluster.models import load_sam
-from cluster.storage import Folder
-from fmwsss_core.images import decode_label_png, decode_rgb
-from fmwsss_core.metrics import confusion_matrix, mean_iou
-from fmwsss_core.proposals import ProposalSettings
-from fmwsss_core.records import maps_from_bytes
-from fmwsss_core.sam import propose
-from fmwsss_core.seeding import seed_image
-from jobs.config import RunConfig
-from jobs.methods import MAPS_COLUMN
-from jobs.run_file import load_config
+from fmwsss.cluster.models.loaders import load_sam
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
+from fmwsss.core.metrics import confusion_matrix, mean_iou
+from fmwsss.core.schemas import maps_from_bytes
+from fmwsss.core.seeds.sams import seed_image
+from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.sam import propose
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 
 
 def measure(config: RunConfig, precision: str, seeds: str, count: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def measure(config: RunConfig, precision: str, seeds: str, count: int) -> dict[s
     seconds, num_superpixels = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0)
     agreements = []
     for row in rows_of(Run(Folder(config.run)), seeds, count):
-        image, truth = decode_rgb(row["image"], max_pixels=2**62), decode_label_png(row["truth"])
+        image, truth = decode_rgb(row["image"], max_pixels=UNLIMITED), decode_label_png(row["truth"])
         indices = vocabulary.indices(row["classes"])
         maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], len(indices), row["grid_height"], row["grid_width"])
         labels = {}

@@ -8,7 +8,7 @@ them in one batched product with a graph of its own; then `backward()` through t
 activation, which is a leaf of their graph. "One by one" is a kinder double backward: the gradients in a loop, fused
 attention in the frozen blocks, and the second backward pass only towards the contexts. "VJP and JVP" (M2.1 c) is ours
 with torch's reverse mode through the last block on the way forth and its forward mode on the way back, in place of what
-`fmwsss_core.last_block` writes out. Ours: with the image tower in the loop, from the cached input of its last block,
+`core.clip.last_block` writes out. Ours: with the image tower in the loop, from the cached input of its last block,
 and from the cached product F J, whose preparation is timed too; once more with torch's own linear layers, not oneDNN's.
 Each side runs in a process of its own for its peak memory, and all in one process for times and differences.
 
@@ -34,12 +34,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.table import show, write_json
-from fmwsss_core.cam import softmax_gradcam
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.last_block import MapProduct, map_product
-from fmwsss_core.losses import multi_label_contrastive
-from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.vocabulary import VOC12
+from fmwsss.core.class_maps.softmax_gradcam import softmax_gradcam
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.clip.last_block import MapProduct, map_product
+from fmwsss.core.prompts.learner import PromptLearner
+from fmwsss.core.prompts.losses import multi_label_contrastive
+from fmwsss.core.vocabularies import VOC12
 
 POSITIVES_PER_IMAGE = 1.5  # VOC: 1.46
 CAM_WEIGHT = 1.0
@@ -141,7 +141,7 @@ class Problem:
         return self._step_with(self.clip.last_block(tokens))
 
     def by_torchs_linear(self) -> tuple[Tensor, Tensor]:
-        """Ours, with the linear layers of the frozen towers as torch itself computes them (`fmwsss_core.linear`)."""
+        """Ours, with the linear layers of the frozen towers as torch itself computes them (`frozen_linear`)."""
         with torch.backends.mkldnn.flags(enabled=False):
             return self.ours("none")
 

@@ -29,13 +29,14 @@ from PIL import Image
 from pycocotools import mask as coco
 from segment_anything.modeling import Sam
 
-import fmwsss_core.proposals as proposals
-import fmwsss_core.sam as ours
-import fmwsss_core.superpixels as superpixels
+import fmwsss.core.superpixels.masks as superpixels
+import fmwsss.core.superpixels.postprocess as proposals
+import fmwsss.core.superpixels.sam as ours
 from benchmarks.table import show, write_json
-from cluster.models import ModelSpec, load_sam
-from fmwsss_core.mask_decoder import PointDecoder
-from fmwsss_core.proposals import ProposalSettings
+from fmwsss.cluster.models.loaders import load_sam
+from fmwsss.cluster.models.spec import ModelSpec
+from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.sam_mask_decoder import PointDecoder
 
 Seconds = defaultdict[str, float]
 PHASES = ("encode", "decode", "rle")

@@ -32,20 +32,23 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from ray.cluster_utils import Cluster
 
 from benchmarks.table import show, write_json
-from cluster.ledger import Run, part_name
-from cluster.replicas import MAPS_PAYLOAD
-from cluster.rows import map_rows, start_rows, write_block
-from cluster.session import quiet_ray_data
-from cluster.shards import Operator, map_shards
-from cluster.storage import Folder
-from fmwsss_core.proposals import Detections, ProposalSettings, pack_masks
-from fmwsss_core.records import DETECTIONS_PAYLOAD, IMAGES, detections_row, maps_to_bytes
-from fmwsss_core.vocabulary import custom_vocabulary
-from jobs import ingest, propose, seed
-from jobs.config import ImageLimits, SeedSection
-from jobs.datasets import SOURCES, Source
-from jobs.decode import decode_shard
-from jobs.stage import begin_stage, run_sharded
+from fmwsss.cluster.execution.rows import map_rows, start_rows, write_block
+from fmwsss.cluster.execution.session import quiet_ray_data
+from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
+from fmwsss.cluster.replicas.clip_maps import MAPS_PAYLOAD
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run, part_name
+from fmwsss.core.schemas import DETECTIONS_PAYLOAD, IMAGES, detections_row, maps_to_bytes
+from fmwsss.core.superpixels.postprocess import Detections, ProposalSettings, pack_masks
+from fmwsss.core.vocabularies import custom_vocabulary
+from fmwsss.jobs.config.datasets import ImageLimits
+from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.images import ingest
+from fmwsss.jobs.images.decode import decode_shard
+from fmwsss.jobs.images.readers.base import SOURCES, Source
+from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.stages import begin_stage, run_sharded
+from fmwsss.jobs.superpixels import propose
 
 SHARD_ROWS = 32  # what a run file has if it says nothing
 NODE_SHARD_ROWS = 16  # of the first part, whose end waits for the last shard
@@ -172,7 +175,7 @@ def fill_images(run: Run, num_images: int, data: bytes, size: tuple[int, int]) -
 def propose_chain(
     run: Run, replica: Operator, num_cpus: float, settings: ProposalSettings = DEFAULTS
 ) -> list[Operator]:
-    """The operators of `jobs.propose` with another replica."""
+    """The operators of `fmwsss.jobs.superpixels.propose` with another replica."""
     return [
         Operator(decode_shard, {"run": run, "stage": "superpixels"}, num_cpus=num_cpus),
         replica,

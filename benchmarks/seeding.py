@@ -21,9 +21,10 @@ import torch
 from pycocotools import mask as coco
 
 from benchmarks.table import show, write_json
-from fmwsss_core.baselines import dense_crf
-from fmwsss_core.seeding import cam_probabilities, seed_image, upsample
-from fmwsss_core.superpixels import Superpixels
+from fmwsss.core.resize import upsample
+from fmwsss.core.seeds.dense_crf import dense_crf
+from fmwsss.core.seeds.sams import cam_probabilities, seed_image
+from fmwsss.core.superpixels.masks import Superpixels
 
 ALPHA = 0.6
 SIZES = ((375, 500), (1024, 1024))

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 
 from benchmarks.table import show, write_json
-from cluster.ledger import Run
-from cluster.models import pick_device
-from cluster.segmenters import SegmenterSpec, new_segmenter
-from cluster.storage import Folder
-from fmwsss_core.segmenter.crops import CropSettings
-from fmwsss_core.segmenter.inference import probabilities
-from jobs.config import SegmenterSection
-from jobs.crops import CropBatch, CropSource
-from jobs.segmenter_training import train_segmenter
-from jobs.train import TrainJob
+from fmwsss.cluster.models.device import pick_device
+from fmwsss.cluster.models.segmenters import SegmenterSpec, new_segmenter
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.segmenter.crops import CropSettings
+from fmwsss.core.segmenter.inference import probabilities
+from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.segmenter.crops import CropBatch, CropSource
+from fmwsss.jobs.segmenter.train_job import TrainJob
+from fmwsss.jobs.segmenter.train_loop import train_segmenter
 
 NUM_CLASSES = 21
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -120,7 +120,7 @@ def measure_training(engine: str, job: TrainJob) -> dict[str, float]:
     if engine == "ray":
         _, memory = measured(lambda: train_segmenter(job, board, rank=0, num_workers=1))
     else:
-        from jobs import detectron2_engine
+        from fmwsss.jobs.segmenter import detectron2_engine
 
         _, memory = measured(lambda: detectron2_engine.train_segmenter(job, board))
     # The first mark is that of the start, the others of one step each.

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from fmwsss.core.labels import PALETTE
+
 MIN_SIDE_PX = 8
 # Named, so that a file cannot choose a decoder that nobody expects (EPS starts a program).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -22,6 +24,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# For images whose size was checked when they were ingested.
+UNLIMITED = 2**62
 
 
 class ImageError(ValueError):
@@ -79,7 +84,7 @@ def decode_label_png(data: bytes) -> UInt8[np.ndarray, "height width"]:
     Raises:
         ImageError: no PNG, damaged, or its pixels are not class indices.
     """
-    image = _open(data, max_pixels=2**62, min_side_px=1)
+    image = _open(data, max_pixels=UNLIMITED, min_side_px=1)
     # Pillow spreads grey of 2 or 4 bits over 0..255, so the indices would be lost.
     is_narrow_grey = data[24:26] in (b"\x02\x00", b"\x04\x00")
     if image.format != "PNG" or image.mode not in ("P", "L") or is_narrow_grey:
@@ -134,17 +139,3 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError("its pixels have 32 bits; give 8 or 16 bits a channel")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """PASCAL VOC's colours: bits 0, 3, 6 of the index are the high bits of red, bits 1, 4, 7 of green, and so on."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    index = np.arange(256)
-    for level in range(8):
-        for channel in range(3):
-            bit = (index >> (3 * level + channel)) & 1
-            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
-    return palette
-
-
-PALETTE = _voc_palette()

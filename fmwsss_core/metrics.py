@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from scipy import ndimage
 
-IGNORE = 255
+from fmwsss.core.labels import IGNORE
+
 BOUNDARY_SHARE = 0.02  # width of a boundary, as a share of the image's diagonal
 
 

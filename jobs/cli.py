@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.config import RunConfig
-from jobs.run_file import load_config
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.config.run import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,14 +51,15 @@ def failures(
 ) -> None:
     """Show the images that failed, and why; with --retry do them, and what depends on them, again."""
     with _told_in_lines():
-        from cluster.ledger import Run
-        from cluster.storage import Folder
-        from jobs.failures import config_of, show
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.commands.failures import show
+        from fmwsss.jobs.config.load import config_of
 
         ledger = Run(Folder(run))
         show(ledger, stage)
         if retry:
-            from jobs import pipeline
+            from fmwsss.jobs import steps as pipeline
 
             where = [f"run={run}", *(overrides or [])]
             settings = load_config(config, where) if config else config_of(ledger, overrides)
@@ -119,7 +120,7 @@ def predict(
     """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
     with _told_in_lines():
         settings = _config_of(run, overrides)
-        from jobs import pipeline
+        from fmwsss.jobs import steps as pipeline
 
         print(f"predictions: {pipeline.predict_new(settings, images, truth, name, voc)}")
 
@@ -138,9 +139,9 @@ def export(
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
             raise ValueError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
         settings = _config_of(run, overrides)
-        from cluster.ledger import Run
-        from cluster.storage import Folder
-        from jobs.export import export
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.exporters.torch_program import export
 
         print(f"exported: {export(settings, Run(Folder(settings.run)), int(height), int(width))}")
         trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
@@ -171,7 +172,7 @@ def try_image(
     """Make the seed of one image, without a run and without Ray: seed, superpixels and class maps in one PNG."""
     with _told_in_lines():
         settings = load_config(config, overrides)
-        from jobs.try_image import run
+        from fmwsss.jobs.commands.try_image import run
 
         names = [name.strip() for name in labels.split(",") if name.strip()]
         print("\n".join(run(settings, image, names, output)))
@@ -186,7 +187,7 @@ def plan(
     """Check whether a run can succeed and tell what it will take; exit code 1 if it can't."""
     with _told_in_lines():
         settings = load_config(config, overrides)
-        from jobs.plan import run
+        from fmwsss.jobs.commands.plan import run
 
         if not run(settings, images):
             sys.exit(1)
@@ -200,7 +201,7 @@ def doctor(
 ) -> None:
     """Tell what this machine or cluster has and lacks; exit code 1 if it lacks something that a run needs."""
     with _told_in_lines():
-        from jobs.doctor import run
+        from fmwsss.jobs.commands.doctor import run
 
         if not run(address):
             sys.exit(1)
@@ -212,9 +213,9 @@ def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="fo
     with _told_in_lines():
         import json
 
-        from cluster.ledger import Run
-        from cluster.storage import Folder
-        from jobs.status import gather, show
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.commands.status import gather, show
 
         state = gather(Run(Folder(run)))
         if as_json:
@@ -237,23 +238,18 @@ def show_prompts(
 ) -> None:
     """List the real words nearest to each learned context vector."""
     with _told_in_lines():
-        from jobs.words import show
+        from fmwsss.jobs.commands.show_prompts import show
 
         show(run, kind, count)
-
-
-def run_step(command: str) -> None:
-    """The command line of `python -m jobs.<module>`: that of `fmwsss <command>`."""
-    app([command, *sys.argv[1:]], prog_name="fmwsss")
 
 
 def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
     """The settings of a run file, or those that a run folder was made with."""
     if run.endswith((".yaml", ".yml")):
         return load_config(run, overrides)
-    from cluster.ledger import Run
-    from cluster.storage import Folder
-    from jobs.failures import config_of
+    from fmwsss.cluster.storage.folder import Folder
+    from fmwsss.cluster.storage.ledger import Run
+    from fmwsss.jobs.config.load import config_of
 
     return config_of(Run(Folder(run)), overrides)
 
@@ -263,7 +259,7 @@ def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, re
     with _told_in_lines():
         config = load_config(path, overrides)
         # Only now: a typing mistake should not cost the import of Ray and torch.
-        from jobs import pipeline
+        from fmwsss.jobs import steps as pipeline
 
         for option, step in [("--from", restart_from), *(("--only", step) for step in steps or [])]:
             if step is not None and step not in pipeline.STEPS:
@@ -297,7 +293,3 @@ def _one_line_each(error: BaseException) -> str:
 def main() -> None:
     """Entry point of the installed command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

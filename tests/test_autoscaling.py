@@ -18,12 +18,12 @@ import ray
 import yaml
 
 from benchmarks.scaling import IdleSam, fill_images, photograph, propose_chain
-from cluster.ledger import Run
-from cluster.resources import ResourceError, plan_replicas
-from cluster.session import session
-from cluster.shards import map_shards
-from cluster.storage import Folder
-from tests.heads import ROOT, free_port, serve_head, token_environment
+from fmwsss.cluster.execution.resources import ResourceError, plan_replicas
+from fmwsss.cluster.execution.session import session
+from fmwsss.cluster.execution.shard_pipeline import map_shards
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from tests.support.ray_heads import ROOT, free_port, serve_head, token_environment
 
 MAX_NODES = 2
 IDLE_MINUTES = 0.1

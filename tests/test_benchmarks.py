@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import methods, proposals, seeding
-from fmwsss_core.proposals import ProposalSettings
-from fmwsss_core.sam import propose
-from fmwsss_core.toy.models import toy_sam
-from fmwsss_core.toy.world import draw_scene
+from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.sam import propose
+from fmwsss.core.toy.models import toy_sam
+from fmwsss.core.toy.world import draw_scene
 
 SETTINGS = ProposalSettings(
     points_per_side=6, predicted_iou_threshold=0.4, stability_threshold=0.5, min_region_area_px=10, crop_layers=1

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import Run
-from cluster.storage import Folder
-from tests.cheap import NUM_IMAGES, SETTINGS, SHARD_ROWS, STAGES
-from tests.faults import DEMO, ROOT, ThreeNodes, end, has_begun, outputs, rows, start_cheap, wait_until
-from tests.proxy import Proxy, proxy_to
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from tests.support.cheap_stages import NUM_IMAGES, SETTINGS, SHARD_ROWS, STAGES
+from tests.support.fault_injection import DEMO, ROOT, ThreeNodes, end, has_begun, outputs, rows, start_cheap, wait_until
+from tests.support.s3_proxy import Proxy, proxy_to
 
 NUM_PARTS = NUM_IMAGES // SHARD_ROWS
 pytestmark = pytest.mark.long
@@ -149,7 +149,7 @@ def test_requests_are_counted(place: Place, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_two_drivers_on_one_run_and_its_state_from_outside(place: Place, tmp_path: Path) -> None:
     run, log = str(tmp_path / "run"), tmp_path / "log"
-    status = [sys.executable, "-m", "jobs.cli", "status", run]
+    status = [sys.executable, "-m", "fmwsss.jobs", "status", run]
     first = start_cheap(run, place.address, log, ["images", "superpixels"])
     try:
         wait_until(has_begun(run, "superpixels"), first)
@@ -179,7 +179,7 @@ def test_a_disk_that_is_full(calm: str, tmp_path: Path) -> None:
         pytest.skip("this machine does not let users mount disks in a name space of their own")
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
-    command = f"{sys.executable} -m jobs.cli run {DEMO} run={disk}/run {' '.join(SETTINGS)} --only ingest"
+    command = f"{sys.executable} -m fmwsss.jobs run {DEMO} run={disk}/run {' '.join(SETTINGS)} --only ingest"
     script = f"""
         mount -t tmpfs -o size=250k tmpfs {disk} && cd {ROOT} || exit 99
         {command}; echo first: $?

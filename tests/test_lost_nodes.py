@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import Run
-from cluster.storage import Folder
-from jobs.checkpoint import CHECKPOINT_FILE
-from tests.faults import ThreeNodes, end, has_begun, outputs, rows, start_run, wait_until
-from tests.jobs.segmenters import CONFIG, TINY
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE
+from tests.support.fault_injection import ThreeNodes, end, has_begun, outputs, rows, start_run, wait_until
+from tests.support.segmenter_runs import CONFIG, TINY
 
 MORE = [
     *TINY, "predict.cam_weight=0.5", "segmenter.engine=ray", "segmenter.iterations=60",

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import Run
-from cluster.storage import Folder
-from fmwsss_core.toy.world import draw_scene
-from tests.faults import DEMO, SMALL, STAGES, ThreeNodes, outputs, start_run
-from tests.pictures import CRASHING, crashing_decoder, png
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.toy.world import draw_scene
+from tests.support.fault_injection import DEMO, SMALL, STAGES, ThreeNodes, outputs, start_run
+from tests.support.image_files import CRASHING, crashing_decoder, png
 
 ROOT = Path(__file__).parents[1]
 
 
 def command(run: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", *SMALL, *more]
+    return [sys.executable, "-m", "fmwsss.jobs", "run", DEMO, f"run={run}", *SMALL, *more]
 
 
 def fmwsss(run: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -142,7 +142,7 @@ def test_bad_images_are_rows_and_the_others_come_through(undisturbed: str, tmp_p
     arguments = [argument for argument in SMALL if not argument.startswith("dataset.")]
     result = subprocess.run(
         # With prompts that are there: what is asked here is what becomes of images, and learning takes a minute.
-        [sys.executable, "-m", "jobs.cli", "run", DEMO, f"run={run}", f"prompts={undisturbed}", dataset, *arguments],
+        [sys.executable, "-m", "fmwsss.jobs", "run", DEMO, f"run={run}", f"prompts={undisturbed}", dataset, *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=400,
         env={**os.environ, "PYTHONPATH": f"{crashing_decoder(tmp_path)}:{ROOT}"},
     )  # fmt: skip

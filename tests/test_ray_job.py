@@ -14,8 +14,8 @@ import pytest
 import ray
 import yaml
 
-from jobs.run_file import load_config
-from tests.heads import RAY, ROOT, free_port, serve_head, token_environment
+from fmwsss.jobs.config.load import load_config
+from tests.support.ray_heads import RAY, ROOT, free_port, serve_head, token_environment
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path:
     shutil.copy(ROOT / "configs" / "demo.yaml", job)
     run = tmp_path / "run"
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
-               "jobs.pipeline", "demo.yaml", f"run={run}", "dataset.num_images=6", "shard_rows=3",
+               "fmwsss.jobs.pipeline", "demo.yaml", f"run={run}", "dataset.num_images=6", "shard_rows=3",
                "propose.points_per_side=4", "cluster.num_replicas=1", "learn.classification.epochs=1",
                "learn.segmentation.epochs=1"]  # fmt: skip
     result = submit(command, environment)
@@ -78,7 +78,7 @@ def test_a_job_with_a_mistake_fails_with_its_line(head: tuple[str, dict[str, str
     job.mkdir()
     shutil.copy(ROOT / "configs" / "demo.yaml", job)
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(job), "--", "python", "-m",
-               "jobs.pipeline", "demo.yaml", "dataset.num_image=3"]  # fmt: skip
+               "fmwsss.jobs.pipeline", "demo.yaml", "dataset.num_image=3"]  # fmt: skip
     result = submit(command, environment)
     assert result.returncode != 0
     assert "Unknown key: 'dataset.num_image'; did you mean 'dataset.num_images'?" in result.stdout + result.stderr
@@ -104,7 +104,7 @@ def test_the_manifest_for_kubernetes_is_a_ray_job_of_ours() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     python, flag, module, run_file, *overrides = spec["entrypoint"].split()
-    assert (python, flag, module) == ("python", "-m", "jobs.pipeline")
+    assert (python, flag, module) == ("python", "-m", "fmwsss.jobs.pipeline")
     config = load_config(str(ROOT / run_file), overrides)
     assert config.run.startswith("s3://")
     assert spec["backoffLimit"] > 0

@@ -19,7 +19,7 @@ def test_voc_photographs_go_through_every_stage(real: Path, tmp_path: Path) -> N
     pytest.importorskip("efficientnet_lite_pytorch")
     run = tmp_path / "run"
     command = [
-        sys.executable, "-m", "jobs.cli", "run", str(ROOT / "configs" / "voc12.yaml"), f"run={run}",
+        sys.executable, "-m", "fmwsss.jobs", "run", str(ROOT / "configs" / "voc12.yaml"), f"run={run}",
         f"dataset.root={real / 'voc'}", "dataset.split=val", "dataset.max_images=4", "shard_rows=2",
         "clip={factory: 'factories:small_clip'}", "sam={factory: 'factories:mobile_sam'}",
         "propose.crop_layers=0", "propose.points_per_side=4", "propose.points_per_batch=4",

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.ledger import Run
-from cluster.models import ModelError, ModelSpec, load_clip
-from cluster.storage import Folder
-from fmwsss_core.prompts import PromptLearner
-from fmwsss_core.vocabulary import custom_vocabulary
-from jobs.checkpoint import CHECKPOINT_FILE, restore
-from jobs.failures import config_of
-from jobs.run_file import ConfigError, load_config
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.models.spec import ModelError, ModelSpec
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.prompts.learner import PromptLearner
+from fmwsss.core.vocabularies import custom_vocabulary
+from fmwsss.jobs.config.load import ConfigError, config_of, load_config
+from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE, restore
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -60,7 +60,7 @@ def test_code_in_a_run_is_not_executed(tmp_path: Path) -> None:
 
 def test_a_factory_in_a_manifest_is_not_called(tmp_path: Path) -> None:
     run = Run(Folder(str(tmp_path / "run")))
-    config = load_config(DEMO, ["clip={factory: 'fmwsss_core.toy.models:toy_clip'}"])
+    config = load_config(DEMO, ["clip={factory: 'fmwsss.core.toy.models:toy_clip'}"])
     run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"})})
     with pytest.raises(ValueError, match="say which run file names it: --config RUN_FILE"):
         config_of(run, None)

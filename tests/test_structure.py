@@ -1,19 +1,59 @@
-"""The house rules that a machine can check: who may import whom, and that every module is used."""
+"""The rules of the structure that a machine can check: who may import whom, no circles, no module without a caller."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = {"fmwsss.core": "fmwsss_core", "fmwsss.cluster": "cluster", "fmwsss.jobs": "jobs"}
 FORBIDDEN = {
-    "fmwsss_core": {"ray", "fsspec", "s3fs", "typer", "rich", "pydantic", "cluster", "jobs"},
-    "cluster": {"jobs", "typer", "pydantic"},
-    "jobs": set(),
+    "fmwsss.core": {"ray", "fsspec", "s3fs", "typer", "rich", "pydantic"},
+    "fmwsss.cluster": {"typer", "pydantic"},
+    "fmwsss.jobs": set(),
 }
-ENTRY_POINTS = {"jobs.cli", "jobs.pipeline", "fmwsss_core.toy.train"}
+# The floors of the house, from the ground up. A module imports from its own room and from the floors below it.
+FLOORS = [
+    {"core.labels", "core.adaptive_batch", "core.lazy_exports", "core.vocabulary"},
+    {"core.resize", "core.images", "core.metrics", "core.toy"},
+    {"core.clip", "core.superpixels"},
+    {"core.class_maps", "core.seeds"},
+    {"core.prompts", "core.segmenter"},
+    {"core.schemas", "core.overlays", "core.vocabularies"},
+    {"cluster.storage"},
+    {"cluster.models", "cluster.telemetry", "cluster.execution"},
+    {"cluster.replicas"},
+    {"jobs.config"},
+    {"jobs.stages"},
+    {"jobs.run_layout", "jobs.training"},
+    {"jobs.images"},
+    {"jobs.superpixels", "jobs.seeds"},
+    {"jobs.prompts", "jobs.reports"},
+    {"jobs.segmenter"},
+    {"jobs.exporters", "jobs.commands"},
+    {"jobs.steps"},
+    {"jobs.cli"},
+    {"jobs.__main__", "jobs.pipeline"},
+]
+ENTRY_POINTS = {"fmwsss.jobs.__main__", "fmwsss.jobs.pipeline", "fmwsss.core.toy.train"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of every module that is not a package's face (`__init__`)."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "__init__.py":
+                parts = path.relative_to(ROOT / folder).with_suffix("").parts
+                found[".".join((package, *parts))] = path
+    return found
+
+
+MODULES = modules()
 
 
 def imports_of(path: Path) -> set[str]:
@@ -26,47 +66,59 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def modules(package: str) -> list[Path]:
-    return [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
+def room(module: str) -> str:
+    """`fmwsss.core.clip.last_block` is in the room `core.clip`."""
+    return ".".join(module.split(".")[1:3])
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_imports_go_one_way(package: str) -> None:
-    for path in modules(package):
+def test_every_module_is_on_one_floor():
+    rooms = [name for floor in FLOORS for name in floor]
+    assert len(rooms) == len(set(rooms))
+    assert {room(module) for module in MODULES} == set(rooms)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str):
+    floor = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    imports = imports_of(MODULES[module])
+    package = ".".join(module.split(".")[:2])
+    assert not {name.partition(".")[0] for name in imports} & FORBIDDEN[package]
+    own = {
+        name for name in imports if name.startswith("fmwsss.") and room(name) in floor and room(name) != room(module)
+    }
+    above = {name for name in own if floor[room(name)] >= floor[room(module)]}
+    assert not above, f"{module} (floor {floor[room(module)]}) imports {sorted(above)}"
+
+
+def test_no_module_is_in_a_circle():
+    imports = {module: imports_of(path) & set(MODULES) for module, path in MODULES.items()}
+    while leaves := {module for module, names in imports.items() if not names & set(imports)}:
+        for module in leaves:
+            del imports[module]
+    assert not imports, f"modules that import each other, and what imports them: {sorted(imports)}"
+
+
+def test_nothing_imports_the_folders_by_their_own_names():
+    for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         tops = {name.partition(".")[0] for name in imports_of(path)}
-        assert not tops & FORBIDDEN[package], f"{path.relative_to(ROOT)} imports {tops & FORBIDDEN[package]}"
+        assert not tops & set(FOLDERS.values()), f"{path.relative_to(ROOT)}: the one import name is fmwsss"
 
 
-def test_core_does_not_print() -> None:
-    for path in modules("fmwsss_core"):
+def test_core_does_not_print():
+    for module, path in MODULES.items():
+        if not module.startswith("fmwsss.core") or module in ENTRY_POINTS:
+            continue
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
-        is_program = 'if __name__ == "__main__":' in path.read_text()
-        assert is_program or not prints, f"{path.relative_to(ROOT)} prints"
+        assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], module
 
 
-def test_every_module_has_a_caller() -> None:
-    paths = [path for package in FORBIDDEN for path in modules(package)]
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
-    called = {name for path in paths for name in imports_of(path)}
-    unused = [name for name in names if name not in called and name not in ENTRY_POINTS]
-    assert not unused
+def test_every_module_has_a_caller():
+    faces = [path for folder in FOLDERS.values() for path in (ROOT / folder).rglob("__init__.py")]
+    called = {name for path in [*MODULES.values(), *faces] for name in imports_of(path)}
+    assert not [name for name in MODULES if name not in called and name not in ENTRY_POINTS]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "jobs.pipeline",
-        "jobs.cli",
-        "fmwsss_core.superpixels",
-        "fmwsss_core.seeding",
-        "fmwsss_core.images",
-        "jobs.decode",
-    ],
-)
-def test_drivers_and_cpu_workers_need_no_torch(module: str) -> None:
-    import subprocess
-    import sys
-
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+def test_drivers_and_cpu_workers_need_no_torch():
+    names = ["jobs.cli", "jobs.steps", "core.superpixels.masks", "core.seeds.sams", "core.images", "jobs.images.decode"]
+    code = f"import sys\nfor n in {names}:\n    __import__('fmwsss.' + n)\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -10,10 +10,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fmwsss.core.labels import IGNORE
+
 # Of ImageNet, on pixels of 0..255: what every published backbone expects.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-IGNORE = 255
 
 
 class Segmenter(nn.Module, ABC):

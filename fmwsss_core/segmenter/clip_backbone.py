@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.segmenter.base import PIXEL_MEAN, PIXEL_STD
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.segmenter.base import PIXEL_MEAN, PIXEL_STD
 
 STEM_WIDTH = 32
 

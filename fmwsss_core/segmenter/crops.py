@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from fmwsss_core.segmenter.base import PIXEL_MEAN
+from fmwsss.core.labels import IGNORE
+from fmwsss.core.segmenter.base import PIXEL_MEAN
 
-IGNORE = 255
 Crop: TypeAlias = tuple[UInt8[Tensor, "3 crop crop"], UInt8[Tensor, "crop crop"], Float[Tensor, "crop crop"] | None]
 MAX_ASPECT = 4  # of 2048 x 512: a panorama is scaled by its long side
 NUM_TRIES = 10

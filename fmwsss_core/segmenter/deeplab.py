@@ -16,7 +16,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
-from fmwsss_core.segmenter.base import Segmenter, pixel_loss, pixel_weights
+from fmwsss.core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 RESNETS = {"resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 RATES = (12, 24, 36)

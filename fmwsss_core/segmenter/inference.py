@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from fmwsss_core.segmenter.base import PIXEL_MEAN, Segmenter
-from fmwsss_core.segmenter.crops import scaled_size
+from fmwsss.core.segmenter.base import PIXEL_MEAN, Segmenter
+from fmwsss.core.segmenter.crops import scaled_size
 
 GRID_STRIDE = 4  # of the probabilities that are stored: the grid that Mask2Former and DeepLabV3+ decide on
 

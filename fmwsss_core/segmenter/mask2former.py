@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.segmenter.base import Segmenter
-from fmwsss_core.segmenter.clip_backbone import ClipBackbone, map_strides
-from fmwsss_core.segmenter.criterion import CriterionSettings, count_targets, make_targets, mask2former_losses
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.segmenter.base import Segmenter
+from fmwsss.core.segmenter.clip_backbone import ClipBackbone, map_strides
+from fmwsss.core.segmenter.mask_criterion import CriterionSettings, count_targets, make_targets, mask2former_losses
 
 TIE_LOGIT = 4.0  # of a query for the class that it begins as
 # It warns of every backbone but Swin; convolutional ones have the same four maps.

@@ -1,4 +1,4 @@
-"""Trains the toy world's CLIP or SAM: `python -m fmwsss_core.toy.train clip|sam --minutes 15 --out DIR`.
+"""Trains the toy world's CLIP or SAM: `python -m fmwsss.core.toy.train clip|sam --minutes 15 --out DIR`.
 
 CLIP sees image-level labels only, as the real one does: which classes and which surroundings a picture shows. SAM sees
 points and masks. Every scene is drawn once and never again; tests and the demo use scenes that neither has seen
@@ -23,7 +23,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss_core.toy.models import (
+from fmwsss.core.toy.models import (
     IMAGE_PX,
     MASK_WIDTH,
     PATCH_PX,
@@ -35,7 +35,7 @@ from fmwsss_core.toy.models import (
     toy_clip,
     toy_sam,
 )
-from fmwsss_core.toy.world import AWAY_FROM_HOME, TOY, Scene, draw_scene
+from fmwsss.core.toy.world import AWAY_FROM_HOME, TOY, Scene, draw_scene
 
 FIRST_TRAINING_SEED = 1_000_000
 WORDS = (*TOY.classes, *TOY.backgrounds)

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from fmwsss_core.toy.backgrounds import BACKGROUNDS, GROUNDS, draw_backdrop, smooth_noise
-from fmwsss_core.toy.objects import OBJECTS, Shape
-from fmwsss_core.vocabulary import Vocabulary
+from fmwsss.core.toy.backgrounds import BACKGROUNDS, GROUNDS, draw_backdrop, smooth_noise
+from fmwsss.core.toy.objects import OBJECTS, Shape
+from fmwsss.core.vocabulary import Vocabulary
 
 HOMES = {
     "boat": "water", "train": "rails", "car": "road", "bus": "road", "plane": "sky", "balloon": "sky",

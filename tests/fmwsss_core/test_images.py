@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from fmwsss_core.images import MIN_SIDE_PX, PALETTE, ImageError, decode_label_png, decode_rgb, encode_label_png
-from tests.pictures import encoded, png
+from fmwsss.core.images import MIN_SIDE_PX, ImageError, decode_label_png, decode_rgb, encode_label_png
+from fmwsss.core.labels import PALETTE
+from tests.support.image_files import encoded, png
 
 MAX_PIXELS = 1_000_000
 JARGON = (

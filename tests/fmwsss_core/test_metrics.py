@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from fmwsss_core.metrics import (
-    boundary_counts,
-    boundary_iou,
-    confusion_matrix,
-    iou_per_class,
-    mean_iou,
-    pixel_accuracy,
-)
+from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from tests.references import metrics as reference
 
 VALUES = st.sampled_from([0, 1, 2, 3, 255])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fmwsss_core.vocabulary import COCO14, VOC12, Vocabulary, custom_vocabulary, vocabulary_named
+from fmwsss.core.vocabularies import COCO14, VOC12, custom_vocabulary, vocabulary_named
+from fmwsss.core.vocabulary import Vocabulary
 
 
 def test_published_sizes_and_places():

@@ -8,7 +8,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, calculate_stability_score, generate_crop_boxes
 
-from tests.references.superpixels import box, occupation_filter
+from tests.references.masks import box, occupation_filter
 
 
 def box_iou(a: list[int], b: list[int]) -> float:

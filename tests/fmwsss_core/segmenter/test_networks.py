@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.lite_segmenter import LiteSegmenter
-from fmwsss_core.clip import FrozenClip
-from fmwsss_core.memory import FittingBatch
-from fmwsss_core.segmenter.base import Segmenter
-from fmwsss_core.segmenter.deeplab import DeepLabV3Plus
-from fmwsss_core.segmenter.inference import probabilities, to_grid
-from fmwsss_core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
-from fmwsss_core.segmenter.schedule import (
+from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.segmenter.base import Segmenter
+from fmwsss.core.segmenter.deeplab import DeepLabV3Plus
+from fmwsss.core.segmenter.inference import probabilities, to_grid
+from fmwsss.core.segmenter.mask2former import Mask2Former, new_mask2former, on_clip
+from fmwsss.core.segmenter.optimizer import (
     backward,
     clip_gradients,
     has_batch_norm,
@@ -26,7 +26,7 @@ from fmwsss_core.segmenter.schedule import (
     parameter_groups,
     poly_factor,
 )
-from fmwsss_core.toy.models import toy_clip
+from fmwsss.core.toy.models import toy_clip
 from tests.references import clip as clip_reference
 
 NAMES = ("background", "cat", "dog")

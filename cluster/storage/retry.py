@@ -1,0 +1,73 @@
+"""Forgetting failed images, so that the next start tries them again."""
+
+from __future__ import annotations
+
+from fmwsss.cluster.storage.ledger import Run
+
+
+def forget(run: Run, stage: str | None = None) -> dict[str, int]:
+    """Deletes the parts in which images failed, and all that was made from them: the next start does them again.
+
+    A part of a stage is made from the parts of the same name that it reads, and from the whole of what has no parts
+    (learned prompts): so SAM's masks of the other parts stay, and prompts are learned anew where their images change.
+
+    Args:
+        run: the run folder.
+        stage: only failures of this stage; None means of all.
+
+    Returns:
+        Number of images to be tried again, by stage.
+    """
+    stages = run.stages()
+    names = [stage] if stage else list(stages)
+    failed = {name: _failed_parts(run, name) for name in names}
+    stale = _stale_parts(run, stages, {name: set(parts) for name, parts in failed.items() if parts})
+    # What reads goes before what it reads: killed in between, nothing that is left was made from what is gone.
+    for name in reversed(_in_order(stages)):
+        if name not in stale:
+            continue
+        parts = stale[name]
+        if parts is None:
+            run.reset(name)
+        else:
+            run.delete_parts(name, sorted(parts))
+    return {name: sum(parts.values()) for name, parts in failed.items() if parts}
+
+
+def _failed_parts(run: Run, stage: str) -> dict[str, int]:
+    """Failed images of a stage by part."""
+    folder = run.folder.child("failures").child(stage)
+    return {part: folder.num_rows(part) for part in folder.list("part-")}
+
+
+def _in_order(stages: dict[str, list[str]]) -> list[str]:
+    """Stages, each after all that it reads."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        for upstream in stages.get(name, []):
+            visit(upstream)
+        if name not in order:
+            order.append(name)
+
+    for name in sorted(stages):
+        visit(name)
+    return order
+
+
+def _stale_parts(run: Run, stages: dict[str, list[str]], failed: dict[str, set[str]]) -> dict[str, set[str] | None]:
+    """Parts of each stage that have to be done again; None for a whole stage."""
+    stale: dict[str, set[str] | None] = {}
+    has_parts: dict[str, bool] = {}
+    for name in _in_order(stages):
+        has_parts[name] = bool(run.folder.child(name).list("part-"))
+        parts: set[str] | None = failed.get(name, set())
+        for upstream in stages.get(name, []):
+            changed: set[str] | None = stale.get(upstream, set())
+            if changed is None or (changed and not has_parts[name]):
+                parts = None
+            elif parts is not None:
+                parts = parts | changed
+        if parts is None or parts:
+            stale[name] = parts
+    return stale

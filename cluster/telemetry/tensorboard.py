@@ -1,0 +1,67 @@
+"""TensorBoard files in a run folder, local or on an object store, and the same figures as Ray's metrics."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from ray.util.metrics import Gauge
+from tensorboardX import SummaryWriter
+
+from fmwsss.cluster.storage.folder import Folder
+
+LOGS = "logs"  # the folder of a stage that they are in
+
+
+class EventLog:
+    """One TensorBoard file, which is kept on this machine and copied whole into the folder every so often.
+
+    Args:
+        folder: of the stage; TensorBoard reads all files of its `logs/` as one log.
+        first: the step it begins with; a start that goes on from a checkpoint has a file of its own.
+        save_every_s: seconds between two copies.
+    """
+
+    def __init__(self, folder: Folder, first: int, save_every_s: float) -> None:
+        self.folder, self.save_every_s = folder, save_every_s
+        # A file's usual name has the machine's name in it.
+        self.name = f"{LOGS}/events.out.tfevents.{first:08d}"
+        self._place = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._place.name)
+        self._saved_s = time.monotonic()
+        self._gauges: dict[str, Gauge] = {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"fmwsss_{name}", "of a stage that learns", ("stage",))
+            self._gauges[name].set(float(value), {"stage": self.folder.url.rpartition("/")[2]})
+        if time.monotonic() - self._saved_s > self.save_every_s:
+            self.save()
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """One picture."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def save(self) -> None:
+        """Copies everything until now into the folder."""
+        self._saved_s = time.monotonic()
+        self._writer.flush()
+        (path,) = Path(self._place.name).iterdir()
+        self.folder.write(self.name, path.read_bytes())
+
+
+def peak_memory_bytes(device_type: str) -> int:
+    """The most memory this process has held: of the GPU where it computes on one, else of the machine."""
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,324 @@
+"""A frozen open_clip model used as a localiser (method M2): last-block input, attention, text encoder on embeddings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fmwsss.core.clip.frozen_linear import frozen_linear
+from fmwsss.core.clip.last_block import LastBlock, attention_weights, run_last_block, split_heads
+from fmwsss.core.clip.prefix_tree import TokenTree
+
+# Of how many last blocks the attention is averaged (M2.2).
+NUM_ATTENTION_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the image tower gives for a batch of images of one size.
+
+    Attributes:
+        last_block_input: input of the last residual block; the class token is row 0, then h*w patches, row by row.
+        attention: softmaxed attention between patches, averaged over heads and over the last blocks, the class
+            token's row and column removed (M2.2); None when it was not asked for.
+        grid: (h, w) patch tokens.
+        block_outputs: tokens, class token first, after each of `blocks_kept`, in the order of the blocks.
+    """
+
+    last_block_input: Float[Tensor, "batch all_tokens width"]
+    attention: Float[Tensor, "batch tokens tokens"] | None
+    grid: tuple[int, int]
+    block_outputs: tuple[Float[Tensor, "batch all_tokens width"], ...] = ()
+
+
+@functools.cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+class FrozenClip(nn.Module):
+    """An open_clip `CLIP` with a `VisionTransformer`, frozen and always in evaluation mode.
+
+    The patch embedding `visual.conv1` may be any module that maps (B, 3, h*patch, w*patch) to (B, width, h, w).
+
+    Args:
+        model: the CLIP; its parameters are frozen in place.
+        identity: what names these weights (a sha256 or a tag); stands in saved prompts.
+        name: the same for people.
+
+    Raises:
+        ValueError: the model's towers are of a kind on which the method is not defined.
+    """
+
+    def __init__(self, model: CLIP, identity: str, name: str = "") -> None:
+        super().__init__()
+        _check_supported(model)
+        self.model = model.requires_grad_(False).eval()
+        self.identity, self.name = identity, name
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stays in evaluation mode, whatever module it is a part of."""
+        return super().train(False)
+
+    @property
+    def _visual(self) -> Any:
+        return self.model.visual
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self._visual.patch_size[0])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the space that images and texts share."""
+        return int(self._visual.proj.shape[1])
+
+    @property
+    def image_width(self) -> int:
+        """Width K of a token of the image tower."""
+        return int(self._visual.proj.shape[0])
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token embedding of the text tower."""
+        embed: Any = self.model.token_embedding
+        return int(embed.weight.shape[1])
+
+    @functools.cached_property
+    def logit_scale(self) -> float:
+        """Factor of the cosine: exp of the stored value."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Mean of the training images, per channel in 0..1; OpenAI's where the model does not say."""
+        return tuple(getattr(self._visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Standard deviation of the training images, per channel in 0..1; OpenAI's where the model does not say."""
+        return tuple(getattr(self._visual, "image_std", None) or OPENAI_DATASET_STD)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._visual.class_embedding.device
+
+    def preprocess(
+        self, images: UInt8[Tensor, "batch 3 height width"], scale: float = 1.0
+    ) -> Float[Tensor, "batch 3 padded_height padded_width"]:
+        """Bicubic resize of each side to the next multiple of the patch size, then the CLIP's mean and deviation (M2).
+
+        Images of different sizes are the caller's to group: one call takes one size. With a `scale` there are about
+        so many times as many patches on each side.
+        """
+        patch = self.patch_size
+        height, width = (max(1, round(-(-side // patch) * scale)) * patch for side in images.shape[-2:])
+        pixels = images.to(self.device, self._visual.class_embedding.dtype) / 255
+        if (height, width) != tuple(images.shape[-2:]):
+            # Of an enlargement antialias only chooses PIL's kernel (a = -0.5), which CLIP was trained with.
+            pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp_(0, 1)
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return (pixels - mean) / std
+
+    @torch.no_grad()
+    def encode_image(
+        self,
+        pixels: Float[Tensor, "batch 3 padded_height padded_width"],
+        num_attention_blocks: int = 0,
+        blocks_kept: Collection[int] = (),
+    ) -> ImageFeatures:
+        """Run the image tower up to the input of its last block (M2); the position embedding follows the grid.
+
+        Args:
+            pixels: as `preprocess` gives them.
+            num_attention_blocks: also average the attention of so many last blocks (M2.2), of all if there are fewer;
+                costs batch x tokens x tokens values. 0: none.
+            blocks_kept: which blocks' outputs are given back too, from 0; the last one is not run here.
+
+        Raises:
+            ValueError: the sides of `pixels` are not multiples of the patch size, or there is no such block to keep.
+        """
+        visual = self._visual
+        if any(side % self.patch_size for side in pixels.shape[-2:]):
+            raise ValueError(f"image sides {tuple(pixels.shape[-2:])} are not multiples of the patch {self.patch_size}")
+        patches = visual.conv1(pixels)
+        grid = (int(patches.shape[2]), int(patches.shape[3]))
+        class_token = visual.class_embedding.expand(len(patches), 1, -1)
+        x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+        x = visual.ln_pre(x + self.position_embedding(grid))
+
+        blocks = visual.transformer.resblocks
+        if any(not 0 <= index < len(blocks) - 1 for index in blocks_kept):
+            raise ValueError(
+                f"blocks {sorted(blocks_kept)} are to be kept of {len(blocks)}, of which the last is not run"
+            )
+        first_averaged = max(0, len(blocks) - num_attention_blocks)
+        attention, kept = None, []
+        for i, block in enumerate(blocks):
+            if i == len(blocks) - 1 and num_attention_blocks == 0:
+                break
+            query, key, value = split_heads(block.attn, block.ln_1(x))
+            if i < first_averaged:
+                x = _after_attention(block, x, _joined(functional.scaled_dot_product_attention(query, key, value)))
+            else:
+                weights = attention_weights(query, key)
+                mean = weights.mean(dim=1)[:, 1:, 1:]
+                attention = mean if attention is None else attention + mean
+                if i < len(blocks) - 1:
+                    x = _after_attention(block, x, _joined(weights @ value))
+            if i in blocks_kept:
+                kept.append(x)
+        if attention is not None:
+            attention = attention / (len(blocks) - first_averaged)
+        return ImageFeatures(x, attention, grid, tuple(kept))
+
+    def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "all_tokens width"]:
+        """Position embedding for a grid: class entry kept, the rest bilinear, align_corners False (M2)."""
+        visual = self._visual
+        table = visual.positional_embedding
+        if grid == tuple(visual.grid_size):
+            return table
+        square = table[1:].T.unflatten(1, tuple(visual.grid_size))[None]
+        resized = functional.interpolate(square, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat([table[:1], resized[0].flatten(1).T])
+
+    def last_block(self, last_block_input: Float[Tensor, "batch all_tokens width"]) -> LastBlock:
+        """The image embedding (M2) with the derivative that Softmax-GradCAM needs (M2.1)."""
+        return run_last_block(self._visual, last_block_input)
+
+    @torch.no_grad()
+    def local_embedding(
+        self, last_block_input: Float[Tensor, "batch all_tokens width"]
+    ) -> Float[Tensor, "batch tokens embed"]:
+        """Each patch in the space that images and texts share, with less of what its surroundings show.
+
+        In the last block keys attend to keys, so that a patch gathers from patches like it; with its own query it
+        gathers what the whole image is about. As in arXiv 2404.08181, but for its neighbourhoods; and the residual path
+        and the MLP stay.
+        """
+        visual = self._visual
+        block = visual.transformer.resblocks[-1]
+        _, key, value = split_heads(block.attn, block.ln_1(last_block_input))
+        attended = _joined(functional.scaled_dot_product_attention(key, key, value))
+        return visual.ln_post(_after_attention(block, last_block_input, attended)[:, 1:]) @ visual.proj
+
+    def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "prompts length"]:
+        """Token ids of texts, [SOS] first, [EOS] last, zeros after it, up to the context length of this CLIP.
+
+        Raises:
+            ValueError: a text is longer than the text tower reads (open_clip would cut it in silence), or the text
+                tower lacks one of its tokens.
+        """
+        length, num_words = int(self.model.context_length), int(self.model.vocab_size)
+        tokenizer = _tokenizer()
+        ids = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+            if len(tokens) > length:
+                raise ValueError(f"the prompt {text!r} has {len(tokens)} tokens; this CLIP reads at most {length}")
+            if max(tokens) >= num_words:
+                raise ValueError(f"this CLIP knows {num_words} tokens, too few for CLIP's tokenizer")
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids.to(self.device)
+
+    def end_positions(self, ids: Int[Tensor, "prompts length"]) -> Int[Tensor, "prompts"]:
+        """Position of [EOS] in each row of `token_ids`."""
+        return (ids == _tokenizer().eot_token_id).int().argmax(dim=1)
+
+    def token_embeddings(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape text_width"]:
+        """Rows of the text tower's embedding table, without position."""
+        embed: Any = self.model.token_embedding
+        return embed(ids)
+
+    def words(self) -> tuple[list[str], Int[Tensor, "words"]]:
+        """The whole words among the tokens of the text tower, and their token ids."""
+        decoder, length = _tokenizer().decoder, int(self.model.vocab_size)
+        whole = {i: text.removesuffix("</w>") for i, text in decoder.items() if text.endswith("</w>") and i < length}
+        kept = {i: text for i, text in sorted(whole.items()) if text.isascii() and text.isalpha()}
+        return list(kept.values()), torch.tensor(list(kept), device=self.device)
+
+    def encode_text(
+        self, token_embeddings: Float[Tensor, "nodes text_width"], tree: TokenTree
+    ) -> Float[Tensor, "prompts embed"]:
+        """Text embeddings, L2-normalised, of the prompts of a tree; differentiable to its token embeddings.
+
+        The tower is causal, so a prompt ends at its [EOS], and what prompts have in common from their start is
+        computed once (M2.1). Both are exact.
+
+        Args:
+            token_embeddings: of each node, without position, which is added here.
+            tree: its prompts end with [EOS].
+        """
+        model: Any = self.model
+        *blocks, last = model.transformer.resblocks
+        x = token_embeddings + model.positional_embedding[tree.position]
+        for block in blocks:
+            x = _after_attention(block, x, _attend_in_tree(block, x, tree))
+        ends = tree.path[:, -1]
+        x = _after_attention(last, x[ends], _attend_in_tree(last, x, tree)[ends])
+        # Logits are cosines times a hundred: their last step keeps its digits, under autocast too.
+        with torch.autocast(x.device.type, enabled=False):
+            x, projection = model.ln_final(x), model.text_projection
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+            return functional.normalize(x, dim=-1)
+
+
+def _check_supported(model: CLIP) -> None:
+    visual: Any = model.visual
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+    if not blocks or not hasattr(visual, "class_embedding"):
+        raise ValueError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
+    if any(not isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
+        raise ValueError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
+    if any(
+        not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in model.transformer.resblocks
+    ):
+        raise ValueError("CLIP's text tower has attention of its own kind; plain multi-head attention is needed")
+    if visual.attn_pool is not None or visual.proj is None:
+        raise ValueError(
+            "CLIP's image tower pools by attention or has no projection; mean pooling is not defined on it"
+        )
+    if visual.patch_size[0] != visual.patch_size[1]:
+        raise ValueError(
+            f"CLIP's patches are {visual.patch_size[0]} x {visual.patch_size[1]} pixels; squares are needed"
+        )
+    if model.attn_mask is None or model.text_pool_type not in ("argmax", "eos"):
+        raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
+
+
+def _attend_in_tree(block: Any, x: Tensor, tree: TokenTree) -> Tensor:
+    """Causal attention of every node of a tree to those above it: (nodes, width)."""
+    query, key, value = split_heads(block.attn, block.ln_1(x)[None])
+    num_prompts, length = tree.path.shape
+    # One product of all nodes has no copies to add up on the way back; of many that share little it is mostly masked.
+    if len(x) ** 2 <= 4 * num_prompts * length**2:
+        return _joined(functional.scaled_dot_product_attention(query, key, value, attn_mask=tree.above))[0]
+    query, key, value = (heads[0][:, tree.path].transpose(0, 1) for heads in (query, key, value))
+    along = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return _joined(along)[tree.owner, tree.position]
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """(batch, heads, tokens, width of a head) to (batch, tokens, width)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a residual block: heads, already joined, projected; residual path, MLP."""
+    projection = block.attn.out_proj
+    into, activation, out_of = block.mlp
+    x = x + block.ls_1(frozen_linear(attended, projection.weight, projection.bias))
+    hidden = frozen_linear(block.ln_2(x), into.weight, into.bias, activation)
+    return x + block.ls_2(frozen_linear(hidden, out_of.weight, out_of.bias))

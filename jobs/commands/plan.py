@@ -1,0 +1,304 @@
+"""`fmwsss plan RUN_FILE`: whether a run can succeed, and what it will take, before it is begun.
+
+A few images go through the real stages, in a folder inside the run's own that is deleted afterwards, and a step of each
+kind of learning is taken; everything that is printed about time and bytes was measured so, on the machines that are
+there now.
+"""
+
+from __future__ import annotations
+
+import statistics
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from fmwsss.cluster.execution.resources import plan_replicas
+from fmwsss.cluster.execution.session import session
+from fmwsss.cluster.execution.train_job import plan_training
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.jobs import run_layout
+from fmwsss.jobs.commands import plan_checks as checks
+from fmwsss.jobs.config.prompts import LearnSection
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.images import ingest
+from fmwsss.jobs.images.readers.base import Source
+from fmwsss.jobs.prompts import encode, learn
+from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.segmenter.trained import segmenter_spec
+from fmwsss.jobs.stages import begin_stage, finish_stage
+from fmwsss.jobs.superpixels import propose
+
+MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
+MANY_PARTS = 1000
+LINE_WIDTH = 140  # of a log or a pipe
+REPLICAS = {"superpixels": "SamReplica", "features": "FeatureReplica", "seeds": "ClipReplica"}  # by first word
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will take.
+
+    Attributes:
+        stage: its folder in the run.
+        hours: wall time.
+        gpu_hours: of all replicas together.
+        num_bytes: that it writes.
+        num_requests: PUT, GET, LIST and DELETE.
+        part_mib: size of one of its parts; None where it has no parts.
+        part_minutes: that one part takes: about so much work of each replica is done again when its machine is lost.
+    """
+
+    stage: str
+    hours: float
+    gpu_hours: float
+    num_bytes: float
+    num_requests: float
+    part_mib: float | None
+    part_minutes: float | None
+
+
+def run(config: RunConfig, num_images: int) -> bool:
+    """Checks and measures; prints what it finds, and returns whether the run can succeed.
+
+    Args:
+        config: the run file.
+        num_images: how many images to send through the stages.
+    """
+    problems: list[str] = []
+
+    def attempt(name: str, look: Callable[[], str]) -> bool:
+        try:
+            print(f"ok   {name}: {look()}", flush=True)
+        except (ValueError, RuntimeError, OSError) as error:
+            line = " ".join(str(error).split())
+            problems.append(line)
+            print(f"NO   {name}: {line}", flush=True)
+            return False
+        return True
+
+    vocabulary = config.resolve_vocabulary()
+    sources: list[Source] = []
+    attempt("run folder", lambda: checks.folder(Folder(config.run)))
+    for role, spec in (("clip", config.clip.spec()), ("sam", config.sam.spec())):
+        attempt(role, lambda role=role, spec=spec: checks.model(role, spec))
+    if config.prompts is not None:
+        attempt("prompts", lambda: checks.prompts(config, vocabulary))
+    if attempt("images", lambda: checks.images(config, sources)) and attempt(
+        "labels", lambda: checks.labels(config, vocabulary, sources)
+    ):
+        attempt("pixels", lambda: checks.pixels(config, vocabulary, sources))
+        attempt("learning", lambda: learn.check_lengths(config, sum(not source.problem for source in sources)))
+    if config.segmenter is not None:
+        attempt("segmenter", lambda: checks.segmenter(config))
+    if not problems:
+        with session(config.cluster.address, config.cluster.num_cpus):
+            attempt("machines", lambda: _describe_machines(config))
+            if not problems:
+                stages = _measure(config, len(sources), num_images)
+                attempt("space", lambda: checks.space(config, sum(stage.num_bytes for stage in stages)))
+                _show(config, stages, len(sources))
+    for problem in problems:
+        print(f"this run can't succeed: {problem}")
+    return not problems
+
+
+def _describe_machines(config: RunConfig) -> str:
+    cluster = config.cluster
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    have, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
+    return (
+        f"{len(nodes)} nodes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, "
+        f"{have.get('object_store_memory', 0) / 2**30:.1f} GiB of object store; "
+        f"{replicas.num_replicas} replicas with {replicas.num_gpus:g} GPU each"
+    )
+
+
+def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StagePlan]:
+    """Sends a few images through the stages, one to a shard, and scales what that took."""
+    parent = Folder(config.run)
+    is_new = parent.is_local and not Path(parent.url).exists()
+    trial = Run(parent.child(f"_plan/{uuid.uuid4().hex}"))
+    print(f"     {num_images} images go through the stages, to be measured ...", flush=True)
+    small = _small(config, num_images, trial.folder.url)
+    try:
+        receipts = {"images": ingest.run(small, trial), "superpixels": propose.run(small, trial)}
+        receipts.update(zip(encode.stages(small), encode.run(small, trial), strict=True))
+        seeds: tuple[Literal["coarse", "fine"], ...] = ("coarse", "fine")
+        for which in seeds:
+            prompts = run_layout.PROMPTS_OF[which]
+            receipts[prompts] = _write_prompts(small, trial, prompts)
+            receipts[f"seeds/{which}"] = seed.run(small, trial, which)
+        events = trial.timeline()
+        plans = []
+        for stage, receipt in receipts.items():
+            if stage.startswith("prompts/"):
+                if config.prompts is not None:
+                    continue
+                plans.append(_plan_learning(config, stage, num_listed))
+                continue
+            sizes = [len(trial.folder.child(stage).read(part)) for part in receipt.parts]
+            pngs = trial.folder.child(stage).list("png/")
+            png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
+            seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
+            plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
+            if stage == "seeds/coarse" and config.learn.joint_every and config.prompts is None:
+                plans.append(_plan_renewals(config, plans[-1], config.learn.joint_every, num_listed))
+        return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
+    finally:
+        trial.folder.delete_all()
+        checks.remove_empty(parent, is_new)
+
+
+def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
+    data = config.dataset
+    limit = "num_images" if data.kind == "toy" else "max_images"
+    num_images = min(num_images, getattr(data, limit) or num_images)
+    changes = {
+        "run": url,
+        "shard_rows": 1,
+        "max_failures": 1.0,
+        "dataset": data.model_copy(update={limit: num_images}),
+        "segmenter": None,
+    }
+    return config.model_copy(update=changes)
+
+
+def _write_prompts(config: RunConfig, run: Run, stage: str) -> Receipt:
+    """Prompts that have learned nothing yet: seeds take as long with them, and learning is measured by its step."""
+    started = begin_stage(run, stage, {}, [])
+    section = getattr(config.learn, stage.rpartition("/")[2])
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, run.folder.child(stage))
+    work: Any = ray.remote(_in_worker).options(num_cpus=0.5)
+    ray.get(work.remote("write_initial_prompts", *arguments))
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
+
+
+def _in_worker(name: str, *arguments: Any) -> Any:
+    """A function of `fmwsss.jobs.commands.plan_timing`, by its name: it needs torch, which a driver starts without."""
+    from fmwsss.jobs.commands import plan_timing as measure
+
+    return getattr(measure, name)(*arguments)
+
+
+def _seconds_an_image(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Median busy time of each operator; the first image of a process warms it up and only counts if it is alone."""
+    times: dict[str, dict[Any, list[tuple[int, float]]]] = {}
+    for event in events:
+        process = (event["pid"], event["tid"])
+        times.setdefault(event["name"], {}).setdefault(process, []).append((event["ts"], event["dur"] / 1e6))
+    return {
+        name: statistics.median(
+            seconds for each in processes.values() for _, seconds in (sorted(each)[1:] if len(each) > 1 else each)
+        )
+        for name, processes in times.items()
+    }
+
+
+def _plan_stage(
+    config: RunConfig, stage: str, num_images: int, seconds: Mapping[str, float], row_bytes: float, png_bytes: float
+) -> StagePlan:
+    cluster = config.cluster
+    replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    replica = seconds.get(REPLICAS.get(stage.partition("/")[0], ""), 0.0)
+    helpers = sum(seconds.values()) - replica
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    if replicas.num_gpus:
+        # CPUs work ahead of the GPUs: what is slower decides.
+        wall = num_images * max(replica / replicas.num_replicas, helpers / cpus)
+    else:
+        wall = num_images * max(replica / replicas.num_replicas, (replica * replicas.num_threads + helpers) / cpus)
+    shards = -(-num_images // config.shard_rows)
+    per_image = {"images": 2 + 2 * (config.dataset.kind != "toy")}.get(stage, 0) + (1 if png_bytes else 0)
+    per_shard = {"images": 2, "superpixels": 6}.get(stage, 8)
+    return StagePlan(
+        stage=stage,
+        hours=wall / 3600,
+        gpu_hours=wall / 3600 * replicas.num_replicas * replicas.num_gpus if replica else 0.0,
+        num_bytes=num_images * (row_bytes + png_bytes),
+        num_requests=num_images * per_image + shards * per_shard,
+        part_mib=config.shard_rows * row_bytes / 2**20,
+        part_minutes=config.shard_rows * (replica + helpers) / 60,
+    )
+
+
+def _plan_renewals(config: RunConfig, seeds: StagePlan, every: int, num_images: int) -> StagePlan:
+    """Coarse seeds once more for every so many iterations; one set is there at a time."""
+    times = -(-learn.num_iterations_of(config.learn.segmentation, num_images) // every)
+    return replace(
+        seeds, stage="seeds/joint", hours=times * seeds.hours, gpu_hours=times * seeds.gpu_hours,
+        num_requests=times * seeds.num_requests,
+    )  # fmt: skip
+
+
+def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
+    section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
+    num_steps = learn.num_iterations_of(section, num_images)
+    arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
+    return _plan_steps(config, stage, "learning_step_s", arguments, num_steps, section.batch_size, num_images)
+
+
+def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
+    section = config.segmenter
+    assert section
+    spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
+    return _plan_steps(
+        config, "segmenter", "training_step_s", (spec, section), num_steps, section.batch_size, num_images
+    )
+
+
+def _plan_steps(
+    config: RunConfig,
+    stage: str,
+    step_s_of: str,
+    arguments: tuple[Any, ...],
+    num_steps: int,
+    batch_size: int,
+    num_images: int,
+) -> StagePlan:
+    """Steps of training, one of which is measured where a worker would do it."""
+    workers = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
+    gpus = 1.0 if workers.use_gpu else 0.0
+    share = -(-batch_size // workers.most_workers)
+    work: Any = ray.remote(_in_worker).options(num_cpus=0.5, num_gpus=gpus)
+    step_s: float = ray.get(work.remote(step_s_of, *arguments, share, config.cluster.num_threads))
+    hours = num_steps * step_s / 3600
+    checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
+    epochs = max(1.0, num_steps * batch_size / num_images)
+    reads = 5 * -(-num_images // config.shard_rows) * epochs
+    return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
+
+
+def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
+    table = Table("stage", title="what it will take here, scaled from what was measured")
+    for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part", "min a part"):
+        table.add_column(head, justify="right")
+    for stage in stages:
+        part = [f"{value:.2f}" if value is not None else "" for value in (stage.part_mib, stage.part_minutes)]
+        table.add_row(stage.stage, *(_figure(value) for value in (stage.hours, stage.gpu_hours)),
+                      _figure(stage.num_bytes / 2**30), f"{stage.num_requests:,.0f}", *part)  # fmt: skip
+    totals = [sum(getattr(stage, key) for stage in stages) for key in ("hours", "gpu_hours", "num_bytes")]
+    requests = sum(stage.num_requests for stage in stages)
+    table.add_section()
+    table.add_row("all", _figure(totals[0]), _figure(totals[1]), _figure(totals[2] / 2**30), f"{requests:,.0f}", "")
+    Console(width=None if Console().is_terminal else LINE_WIDTH).print(table)
+    shards = -(-num_images // config.shard_rows)
+    print(f"     {num_images} images in {shards} shards of {config.shard_rows} (`shard_rows`), a part each")
+    largest = max(stage.part_mib or 0 for stage in stages)
+    if shards > MANY_PARTS and largest < MIN_PART_MIB:
+        fitting = round(config.shard_rows * MIN_PART_MIB / largest)
+        slowest = max(stage.part_minutes or 0 for stage in stages) * fitting / config.shard_rows
+        print(f"     many small parts: shard_rows {fitting} would make the largest {MIN_PART_MIB} MiB; "
+              f"a lost machine would then cost about {slowest:.0f} min a replica")  # fmt: skip
+    if largest > MAX_PART_MIB:
+        print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value else "0"

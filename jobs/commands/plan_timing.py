@@ -1,0 +1,83 @@
+"""What one step of learning or training takes on the machine at hand; for `fmwsss plan`, in a Ray worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from fmwsss.cluster.models.device import pick_device, use_threads
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.models.segmenters import SegmenterSpec, new_segmenter
+from fmwsss.cluster.models.spec import ModelSpec
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE
+from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.segmenter.optimizer import backward
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.prompts import LearnSection
+from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.prompts.batches import Batch
+from fmwsss.jobs.prompts.encode import shapes_of
+from fmwsss.jobs.prompts.train_step import batch_loss, make_learner
+
+
+def learning_step_s(
+    spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch_size: int, num_threads: int
+) -> float:
+    """Seconds of one step of prompt learning, forward and backward, over `batch_size` views of noise."""
+    use_threads(num_threads)
+    clip = load_clip(spec)
+    learner = make_learner(clip, vocabulary, section, random_seed=0)
+    images, labels = _noise(batch_size, section.augment.crop_px)
+    features = tuple(torch.randn(batch_size, *shape) for shape in shapes_of(clip, section)) if section.cache else ()
+    present = torch.zeros(batch_size, len(vocabulary.classes), dtype=torch.bool)
+    present[:, 0] = True
+    batch = Batch(None if section.cache else images, features, present, labels if section.cam_loss_weight else None)
+
+    def step() -> None:
+        loss = batch_loss(clip, learner, batch, section, FittingBatch(section.batch_size))
+        (loss.classification + section.cam_loss_weight * loss.cam).backward()
+
+    return _second_time_s(step)
+
+
+def write_initial_prompts(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, folder: Folder) -> None:
+    """Prompts as they are before the first step, in place of learned ones."""
+    folder.write(PROMPTS_FILE, make_learner(load_clip(spec), vocabulary, section, random_seed=0).to_bytes())
+
+
+def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: int, num_threads: int) -> float:
+    """Seconds of one step of a segmenter, forward and backward, over `batch_size` crops of noise."""
+    use_threads(num_threads)
+    device = torch.device(pick_device())
+    segmenter = new_segmenter(spec).to(device).train()
+    images, labels = _noise(batch_size, section.crop_px)
+    precision = section.precision or ("bfloat16" if device.type == "cuda" else "float32")
+
+    def step() -> None:
+        seeds, pieces = range(batch_size), section.micro_batches
+        backward(segmenter, images.to(device), labels.to(device), None, seeds, pieces, precision, lambda x: x)
+
+    return _second_time_s(step)
+
+
+def _noise(batch_size: int, side_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and labels of two classes in halves."""
+    images = torch.randint(0, 256, (batch_size, 3, side_px, side_px), dtype=torch.uint8)
+    labels = torch.zeros(batch_size, side_px, side_px, dtype=torch.uint8)
+    labels[:, side_px // 2 :] = 1
+    return images, labels
+
+
+def _second_time_s(step: Callable[[], None]) -> float:
+    """The first time pays for what comes only once."""
+    took_s = 0.0
+    for _ in range(2):
+        began_s = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took_s = time.perf_counter() - began_s
+    return took_s

@@ -1,0 +1,47 @@
+"""`fmwsss prompts show`: the real words nearest to what was learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Run
+from fmwsss.core.prompts.learner import PromptLearner
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.stages import StageError
+
+KINDS: tuple[Literal["classification", "segmentation"], ...] = ("classification", "segmentation")
+
+
+def show(run_folder: str, kind: Literal["classification", "segmentation"] | None, count: int) -> None:
+    """Prints a table for each set of prompts that a run has: its contexts and the words nearest to their vectors.
+
+    Raises:
+        ValueError: no run there, no such prompts in it, or prompts of another CLIP or vocabulary.
+    """
+    run = Run(Folder(run_folder))
+    manifest = run.manifest()
+    if manifest is None:
+        raise StageError(f"{run.folder.url} holds no run (it has no manifest.json)")
+    config = RunConfig.model_validate(manifest["config"])
+    kinds = [name for name in KINDS if run.receipt(f"prompts/{name}") and kind in (None, name)]
+    if not kinds:
+        raise StageError(
+            f"{run.folder.url} has no learned {kind + ' ' if kind else ''}prompts yet; `fmwsss learn` makes them"
+        )
+    clip, vocabulary = load_clip(config.clip.spec()), config.resolve_vocabulary()
+    for name in kinds:
+        data = run.folder.child(f"prompts/{name}").read(PROMPTS_FILE)
+        learner = PromptLearner.from_bytes(clip, vocabulary, data)
+        table = Table(title=f"{name} prompts: {learner.settings['context']}, name {learner.settings['name_position']}")
+        for head in ("context", "vector", "nearest words (distance)"):
+            table.add_column(head)
+        for owner, vectors in learner.nearest_words(count):
+            for number, words in enumerate(vectors, start=1):
+                near = ", ".join(f"{word} ({distance:.2f})" for word, distance in words)
+                table.add_row(owner if number == 1 else "", str(number), near)
+        Console().print(table)

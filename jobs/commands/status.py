@@ -1,0 +1,123 @@
+"""`fmwsss status RUN`: how far a run is, read from its folder alone, from any machine that sees it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fmwsss.cluster.storage.driver_lock import SILENT_S, is_gone, read_claims
+from fmwsss.cluster.storage.ledger import Run
+
+PREDICTIONS = "predictions/"
+LINE_WIDTH = 120  # of a log or a pipe
+
+
+def gather(run: Run) -> dict[str, Any]:
+    """The state of a run as JSON.
+
+    Returns:
+        `run`, `driver` (`state`: "working", "silent", "dead" or "none"; where, and since when), `stages` in their order
+        (`stage`, `state`: "complete", "working", "begun" or "waiting"; `done`, `total`, `left`, `failed`, `per_second`,
+        `seconds_left`, `note`; null where it can't be known), and `failures` (`stage`, `error_type`, `images`).
+
+    Raises:
+        ValueError: there is no run.
+    """
+    manifest = run.manifest()
+    if manifest is None:
+        raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
+    driver = _driver(run)
+    working = driver.pop("progress")
+    images = run.receipt("images")
+    begun = run.stages()
+    stages = [
+        _stage(run, stage, working, images.num_rows if images and _is_of_images(stage) else None, stage in begun)
+        for stage in manifest["stages"]
+        if stage != "reports"
+    ]
+    kinds = Counter((row["stage"], row["error_type"]) for row in run.failures().to_pylist())
+    for parent in sorted({stage.rpartition("/")[0] for stage in manifest["stages"] if stage.startswith(PREDICTIONS)}):
+        own = Run(run.folder.child(parent)).failures().to_pylist()
+        kinds.update((f"{parent}/{row['stage']}", row["error_type"]) for row in own)
+    failures = [{"stage": stage, "error_type": kind, "images": count} for (stage, kind), count in kinds.most_common()]
+    return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures}
+
+
+def _is_of_images(stage: str) -> bool:
+    """Whether a stage goes over the run's images: not over iterations, nor over images to be predicted."""
+    if stage.startswith("segmenter/") and stage.endswith(("/predicted", "/refined")):
+        return True  # labels that are made between two rounds
+    return not stage.startswith(("segmenter/", PREDICTIONS))
+
+
+def show(state: dict[str, Any]) -> None:
+    """Prints what `gather` returned for people."""
+    driver = state["driver"]
+    told = {
+        "none": "no driver works on it",
+        "working": "at work",
+        "silent": "no sign of it for more than a minute: dead, or without a network",
+        "dead": "it has died; the same command goes on from here",
+    }[driver["state"]]
+    if driver["state"] != "none":
+        told = f"{driver['host']}, process {driver['pid']}, since {driver['started']}: {told}"
+    console = Console(markup=False, highlight=False, width=None if Console().is_terminal else LINE_WIDTH)
+    console.print(f"run     {state['run']}\ndriver  {told}")
+    table = Table("stage", "state")
+    for head in ("done", "left", "failed", "a second", "time left"):
+        table.add_column(head, justify="right")
+    for row in state["stages"]:
+        rate = f"{row['per_second']:.2f}" if row["per_second"] else ""
+        left_s = row["seconds_left"]
+        time_left = str(timedelta(seconds=round(left_s))) if left_s is not None else ""
+        cells = ["" if row[key] is None else str(row[key]) for key in ("done", "left", "failed")]
+        table.add_row(row["stage"], f"{row['state']} {row['note']}".strip(), *cells, rate, time_left)
+    console.print(table)
+    for row in state["failures"]:
+        console.print(f"failed  {row['images']} images in {row['stage']}: {row['error_type']}")
+
+
+def _driver(run: Run) -> dict[str, Any]:
+    claims = list(read_claims(run.folder).values())
+    if not claims:
+        return {"state": "none", "progress": None}
+    claim = max(claims, key=lambda claim: claim["at"])
+    gone = is_gone(claim)
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(claim["at"])
+    # On another machine all there is to go by is its clock.
+    state = "dead" if gone else "silent" if gone is None and age.total_seconds() > SILENT_S else "working"
+    about = {key: claim[key] for key in ("host", "pid", "started", "at")}
+    return {"state": state, **about, "progress": claim["progress"] if state == "working" else None}
+
+
+def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int | None, begun: bool) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(("done", "total", "left", "failed", "per_second", "seconds_left"))
+    row |= {"stage": stage, "state": "waiting", "note": ""}
+    receipt = run.receipt(stage)
+    if receipt:
+        rate = receipt.num_rows / receipt.seconds if receipt.seconds else None
+        return row | {
+            "state": "complete", "done": receipt.num_rows, "left": 0, "failed": receipt.num_failures,
+            "total": receipt.num_rows + receipt.num_failures, "per_second": rate,
+        }  # fmt: skip
+    # What is predicted is a run in the run, whose stages tell their own short names.
+    short = stage.rpartition("/")[2] if stage.startswith(PREDICTIONS) else stage
+    if working and working["stage"] == short:
+        left = working["total"] - working["done"]
+        fresh = working["done"] - working["resumed"]
+        rate = fresh / working["seconds"] if fresh and working["seconds"] else None
+        return row | {
+            "state": "working", "done": working["done"], "total": working["total"], "left": left,
+            "failed": working["failed"], "per_second": rate, "seconds_left": left / rate if rate else None,
+            "note": working["note"],
+        }  # fmt: skip
+    if begun and (parts := run.folder.child(stage).list("part-")):
+        done, failed = run.count_rows(stage, parts), run.failures(stage).num_rows
+        total = num_images if stage != "images" else None
+        left = total - done - failed if total is not None else None
+        return row | {"state": "begun", "done": done, "failed": failed, "total": total, "left": left}
+    return row | {"state": "begun" if begun else "waiting", "total": num_images}

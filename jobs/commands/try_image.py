@@ -1,0 +1,111 @@
+"""`fmwsss try IMAGE --labels person,horse`: one photograph, the models of a run file; no run, no Ray, no cluster."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from fmwsss.cluster.models.loaders import load_clip, load_sam
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE
+from fmwsss.core.class_maps.clip_maps import map_classes
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.images import decode_rgb
+from fmwsss.core.overlays import with_labels, with_map, with_superpixels
+from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
+from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.sam import propose
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
+
+LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
+PANEL_WIDTH_PX, CAPTION_PX, GAP_PX, PANELS_PER_ROW = 420, 24, 6, 4
+
+
+def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> list[str]:
+    """Writes one PNG: photograph, seed, superpixels by level, and the map of every class.
+
+    Args:
+        config: a run file. If its run has learned prompts those are used (segmentation before classification), else
+            hand-made ones.
+        image_path: an image.
+        labels: the classes that it shows.
+        output: path of the PNG.
+
+    Returns:
+        lines that say what was found.
+
+    Raises:
+        ValueError: no such image, an unknown class, or a model that cannot be had.
+    """
+    vocabulary = config.resolve_vocabulary()
+    indices = sorted({vocabulary.index(label) for label in labels})
+    if not indices:
+        raise ValueError("--labels names no class")
+    try:
+        data = Path(image_path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{image_path} cannot be read: {error.strerror}") from None
+    image = decode_rgb(data, config.limits.max_pixels)
+    if not Path(output).parent.is_dir():
+        raise ValueError(f"{output} cannot be written: no folder {Path(output).parent}")
+
+    clip = load_clip(config.clip.spec())
+    foreground, background, prompts = _text(config, clip)
+    section = config.seeds.fine
+    settings = (section.box_threshold, section.num_sinkhorn, section.scales, section.num_attention_blocks)
+    (maps,) = map_classes(clip, [image], [indices], foreground, background, *settings)
+    superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
+    chosen = getattr(maps, MAPS_COLUMN[section.maps])
+    seed = make_seed(section, superpixels, chosen, indices, data)
+
+    names = [vocabulary.classes[index - 1] for index in indices]
+    panels = {"image": image, f"seed ({section.method})": with_labels(image, seed.labels)}
+    panels |= {name: with_superpixels(image, superpixels, level) for level, name in LEVELS}
+    panels |= {f"{section.maps}: {name}": with_map(image, own[None]) for name, own in zip(names, chosen, strict=True)}
+    try:
+        Path(output).write_bytes(contact_sheet(panels))
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error.strerror}") from None
+    shares = [f"{name} {np.mean(seed.labels == index):.0%}" for name, index in zip(names, indices, strict=True)]
+    missing = [vocabulary.classes[index - 1] for index in seed.missing]
+    return [
+        f"{len(superpixels)} superpixels, {prompts} prompts; pixels: {', '.join(shares)}",
+        f"mean confidence {seed.confidence.mean():.2f}, {1 - seed.coverage:.0%} of the pixels in no superpixel"
+        + (f"; without any pixel: {', '.join(missing)}" if missing else ""),
+        output,
+    ]
+
+
+def _text(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Text embeddings of classes and backgrounds, and which prompts they come from."""
+    vocabulary = config.resolve_vocabulary()
+    for which in ("segmentation", "classification"):
+        folder = Folder(config.run).child(f"prompts/{which}")
+        if folder.exists(PROMPTS_FILE):
+            with torch.no_grad():
+                foreground, background = PromptLearner.from_bytes(clip, vocabulary, folder.read(PROMPTS_FILE))()
+            return foreground, background, f"learned {which}"
+    return *handmade_embeddings(clip, vocabulary), "hand-made"
+
+
+def contact_sheet(panels: dict[str, UInt8[np.ndarray, "height width 3"]]) -> bytes:
+    """Pictures of one shape under their names, in rows, as a PNG."""
+    height, width = next(iter(panels.values())).shape[:2]
+    size = (PANEL_WIDTH_PX, max(1, round(height * PANEL_WIDTH_PX / width)))
+    columns = min(PANELS_PER_ROW, len(panels))
+    step = (size[0] + GAP_PX, size[1] + CAPTION_PX + GAP_PX)
+    sheet = Image.new("RGB", (columns * step[0] + GAP_PX, -(-len(panels) // columns) * step[1] + GAP_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, pixels) in enumerate(panels.items()):
+        left, top = GAP_PX + number % columns * step[0], GAP_PX + number // columns * step[1]
+        draw.text((left, top + 6), name, fill="black")
+        sheet.paste(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), (left, top + CAPTION_PX))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,155 @@
+"""Reading a run file: one laid over another, overrides, and every mistake told at once in words that name the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.jobs.config.run import RunConfig
+
+MAX_BASES = 8  # of a run file, one below the other
+
+
+class ConfigError(ValueError):
+    """A run file that cannot be used; one line per mistake."""
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run file and lays `key.path=value` overrides over it; values are read as YAML.
+
+    A run file with a key `base`, the path of another beside it, is laid over that one.
+
+    Raises:
+        ConfigError: no such file, no YAML, or keys and values that are wrong; every one of them on its own line.
+    """
+    return check_config(_read_run_file(path), overrides, path)
+
+
+def _read_run_file(path: str, num_below: int = 0) -> Any:
+    if num_below > MAX_BASES:
+        raise ConfigError(f"{path}: run files are each other's `base`")
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError:
+        raise ConfigError(f"no run file at {path}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or "base" not in raw:
+        return raw
+    own = {key: value for key, value in raw.items() if key != "base"}
+    return _laid_over(_read_run_file(str(Path(path).parent / str(raw["base"])), num_below + 1), own)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
+
+
+def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
+    """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings")
+    for override in overrides or []:
+        _lay_over(raw, override)
+    if secret := list(_keys_of_secrets(raw)):
+        # Manifests, receipts and messages repeat addresses; and this line must not.
+        told = "may hold no user, password or signature; credentials come from the environment (docs/cluster.md)"
+        raise ConfigError("\n".join(f"{path}: '{key}': an address {told}" for key in secret))
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(raw, mistake) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+    try:
+        config.resolve_vocabulary()
+    except ValueError as error:
+        raise ConfigError(f"{path}: vocabulary: {error}") from None
+    return config
+
+
+def _keys_of_secrets(value: Any, key: str = "") -> Iterator[str]:
+    """Keys whose address has something before an `@`, or a query: signed addresses carry their signature there."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _keys_of_secrets(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and "://" in value:
+        _, _, rest = value.partition("://")
+        if "@" in rest.partition("/")[0] or "?" in rest:
+            yield key
+
+
+def _lay_over(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"an override looks like key=value, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of {override!r} is no YAML") from None
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = value
+
+
+def _sentence(raw: Any, mistake: Any) -> str:
+    """One mistake of pydantic's list as one sentence that names the key as it stands in the file."""
+    path = [part for part in mistake["loc"] if part not in ("toy", "voc", "folder", "unlabelled", "VocabularySection")]
+    key = ".".join(str(part) for part in path) or "the run file"
+    if mistake["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1], raw), n=1)
+        hint = f"; did you mean '{'.'.join([*map(str, path[:-1]), near[0]])}'?" if near else ""
+        return f"Unknown key: '{key}'{hint}"
+    if mistake["type"] == "missing":
+        return f"Missing key: '{key}'"
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(mistake["input"], dict) else f" (given: {mistake['input']!r})"
+    return f"'{key}': {message[0].lower() + message[1:]}{given}"
+
+
+def _known_keys(path: list[Any], raw: Any) -> list[str]:
+    """The keys that the schema has at a path; for a choice of sections, those of the section that was chosen."""
+    schema = TypeAdapter(RunConfig).json_schema()
+    definitions = schema.get("$defs", {})
+    node = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, {})
+        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
+        options = node.get("anyOf", []) + node.get("allOf", [])
+        # Of a section that may be left out the choice is one level down.
+        choice = next((option["discriminator"] for option in [node, *options] if "discriminator" in option), {})
+        mapping = choice.get("mapping")
+        reference = mapping.get(raw.get("kind"), "") if mapping and isinstance(raw, dict) else node.get("$ref", "")
+        reference = reference or next((option["$ref"] for option in options if "$ref" in option), "")
+        node = definitions.get(reference.rpartition("/")[2], {})
+    return list(node.get("properties", {}))
+
+
+def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
+    """The settings that a run was made with, from its manifest; overrides may say where to run now.
+
+    Raises:
+        ValueError: there is no run, an override is wrong, or a model comes from a factory: a function is called only
+            if a run file names it, and a run folder may come from anybody.
+    """
+    manifest = run.manifest()
+    if manifest is None:
+        raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
+    config = check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
+    factories = (config.clip.factory, config.sam.factory, config.segmenter and config.segmenter.factory)
+    if any(factories):
+        raise ValueError(
+            "a model of this run comes from a factory; say which run file names it: --config RUN_FILE "
+            "(for `predict` and `export` in place of RUN)"
+        )
+    return config

@@ -1,0 +1,33 @@
+"""The first operator of every stage that looks at images: one shard of the run's images, decoded on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import pyarrow as pa
+
+from fmwsss.cluster.execution.rows import map_rows, start_rows
+from fmwsss.cluster.execution.subprocess_decoder import decoder
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.images import UNLIMITED
+from fmwsss.core.schemas import DECODED_PAYLOAD, IMAGES
+
+ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
+
+
+def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = ()) -> pa.Table:
+    """A block that names one part of `images/` in, its decoded images out. The truth column is never read here."""
+    part = block["part"][0].as_py()
+    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes", "sha256"])
+    rows = [row for row in table.to_pylist() if row.pop("sha256") not in skip_sha256]
+    encoded = start_rows(part, rows, ENCODED_PAYLOAD)
+    return map_rows(encoded, decode_row, DECODED_PAYLOAD, stage)
+
+
+def decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The payload of a row of ENCODED_PAYLOAD, decoded."""
+    # The limits were checked when the image came in.
+    pixels = decoder().rgb(row["image"], max_pixels=UNLIMITED)
+    height_px, width_px = pixels.shape[:2]
+    return {"height_px": height_px, "width_px": width_px, "classes": row["classes"], "pixels": pixels.tobytes()}

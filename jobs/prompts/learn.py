@@ -1,0 +1,159 @@
+"""Stage `prompts/classification` and `prompts/segmentation`: a Ray Train job learns one set of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from fmwsss.cluster.execution.train_job import plan_training, train
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
+from fmwsss.jobs.config.prompts import LearnSection
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.prompts import reuse as taken_prompts
+from fmwsss.jobs.prompts.batches import BatchSource
+from fmwsss.jobs.prompts.encode import shapes_of, stage_of
+from fmwsss.jobs.prompts.learn_job import LearnJob
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.training import checkpoint
+from fmwsss.jobs.training.sampling import batches_per_epoch, count_rows
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """Seeds that are made anew while prompts are learned from them.
+
+    Attributes:
+        every: iterations between two sets of seeds.
+        make: the seeds for the iterations from this one on, as the name of their stage.
+        drop: deletes a stage that is no longer needed.
+    """
+
+    every: int
+    make: Callable[[int], str]
+    drop: Callable[[str], None]
+
+
+def num_iterations_of(section: LearnSection, num_images: int) -> int:
+    """How long one set of prompts is learned from so many images."""
+    return section.num_iterations(batches_per_epoch(num_images, section.batch_size))
+
+
+def check_lengths(config: RunConfig, num_images: int) -> str:
+    """How long each set of prompts will be learned, in words.
+
+    Raises:
+        ValueError: one of them has nothing but warm-up.
+    """
+    if config.prompts is not None:
+        return "none are learned"
+    told = []
+    for which in ("classification", "segmentation"):
+        section: LearnSection = getattr(config.learn, which)
+        num_iterations = num_iterations_of(section, num_images)
+        section.check_warmup(which, num_iterations)
+        told.append(f"{num_iterations} iterations of {section.batch_size} for {which}")
+    return ", ".join(told)
+
+
+def run(
+    config: RunConfig, run: Run, which: Literal["classification", "segmentation"], renewal: Renewal | None = None
+) -> Receipt:
+    """Learns one set of prompts from the run's images, and from the coarse seeds for the segmentation prompts.
+
+    Where the run file names `prompts`, those are taken instead.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        which: the set of prompts.
+        renewal: where the coarse seeds come from in joint mode; None takes the stage `seeds/coarse`.
+
+    Raises:
+        ValueError: the stages before it are not complete, or there is no image to learn from.
+    """
+    if config.prompts is not None:
+        return taken_prompts.take(config, run, which)
+    stage = f"prompts/{which}"
+    section: LearnSection = getattr(config.learn, which)
+    feature_stage = stage_of(config, which) if section.cache else None
+    before = ["images", *([feature_stage] if feature_stage else [])]
+    before += {"classification": [], "segmentation": ["seeds/coarse"]}[which]
+    receipts = upstream(run, stage, before)
+    inputs = {
+        "clip": config.clip.model_dump(),
+        "vocabulary": config.model_dump()["vocabulary"],
+        "learn": section.model_dump(mode="json"),
+        "joint_every": config.learn.joint_every,
+        "random_seed": config.random_seed,
+    }
+    started = begin_stage(run, stage, inputs, receipts)
+    if started.receipt:
+        return started.receipt
+    parts = tuple(receipts[0].parts)
+    source = BatchSource(
+        run=run,
+        parts=parts,
+        part_rows=count_rows(run, parts, before),
+        seed_stage="seeds/coarse" if which == "segmentation" else None,
+        feature_stage=feature_stage,
+        feature_shapes=tuple(shapes_of(load_clip(config.clip.spec()), section)) if feature_stage else (),
+        num_views=section.cached_views,
+        vocabulary=config.resolve_vocabulary(),
+        batch_size=section.batch_size,
+        augment=section.augment.model_dump(),
+        random_seed=config.random_seed,
+    )
+    if source.num_images == 0:
+        raise StageError(
+            f"stage {stage}: there is no image to learn from; the failures table tells what happened to them"
+        )
+    num_iterations = section.num_iterations(source.batches_per_epoch)
+    section.check_warmup(which, num_iterations)
+    plan = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
+    if source.rows_per_batch < plan.most_workers:
+        raise StageError(
+            f"cluster.train_workers is {plan.most_workers}, more than the {source.rows_per_batch} images of a batch"
+        )
+    job = LearnJob(
+        run=run,
+        stage=stage,
+        clip=config.clip.spec(),
+        source=source,
+        section=section,
+        num_iterations=num_iterations,
+        stop=num_iterations,
+        snapshot_every=config.learn.joint_every if which == "classification" else None,
+        random_seed=config.random_seed,
+        num_threads=config.cluster.num_threads,
+        num_feeders=plan.num_feeders,
+        checkpoint_every_s=config.cluster.checkpoint_every_s,
+    )
+    folder = run.folder.child(stage)
+    for begin, stop in _rounds(folder, num_iterations, renewal):
+        seed_stage = renewal.make(begin) if renewal else source.seed_stage
+        part = replace(job, stop=stop, source=replace(source, seed_stage=seed_stage))
+        with StageProgress(stage, num_iterations, "iterations", done=begin) as progress, watch_board(progress) as board:
+            train(_train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
+        if renewal and seed_stage:
+            renewal.drop(seed_stage)
+    folder.delete([checkpoint.CHECKPOINT_FILE])
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=source.num_images, num_failures=0)
+
+
+def _rounds(folder: Folder, num_iterations: int, renewal: Renewal | None) -> list[tuple[int, int]]:
+    """Pieces that learn from one set of seeds each, (first iteration, stop), from the one that is not finished on."""
+    every = renewal.every if renewal else num_iterations
+    done = checkpoint.next_iteration(folder)
+    first = min(done, num_iterations - 1) // every * every
+    return [(begin, min(begin + every, num_iterations)) for begin in range(first, num_iterations, every)]
+
+
+def _train_loop(settings: dict[str, Any]) -> None:
+    # torch and CLIP are for the workers alone: a driver starts without them.
+    from fmwsss.jobs.prompts.train_loop import train_loop
+
+    train_loop(settings)

@@ -1,0 +1,72 @@
+"""Prompts that were learned elsewhere, in place of learning them (`prompts:` of the run file)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.models.spec import ModelSpec
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.training.checkpoint import HISTORY_FILE
+
+
+def take(config: RunConfig, run: Run, which: Literal["classification", "segmentation"]) -> Receipt:
+    """Copies one set of prompts, and the history of its losses, from the run that `config.prompts` names.
+
+    Raises:
+        ValueError: there are none, or they belong to another CLIP or another vocabulary; the message says which.
+    """
+    stage = f"prompts/{which}"
+    source = _source(config, which)
+    data = read_prompts(config, which)
+    inputs = {
+        "clip": config.clip.model_dump(),
+        "vocabulary": config.model_dump()["vocabulary"],
+        "prompts_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    started = begin_stage(run, stage, inputs, upstream(run, stage, ["images"]))
+    if started.receipt:
+        return started.receipt
+    check(config.clip.spec(), config.resolve_vocabulary(), data, f"{source.url}/{PROMPTS_FILE}")
+    own = run.folder.child(stage)
+    if source.exists(HISTORY_FILE):
+        own.write(HISTORY_FILE, source.read(HISTORY_FILE))
+    own.write(PROMPTS_FILE, data)
+    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
+
+
+def read_prompts(config: RunConfig, which: Literal["classification", "segmentation"]) -> bytes:
+    """The file of one set of prompts.
+
+    Raises:
+        StageError: there is none.
+    """
+    folder = _source(config, which)
+    if not folder.exists(PROMPTS_FILE):
+        raise StageError(f"prompts: {config.prompts} has no {which} prompts ({folder.url}/{PROMPTS_FILE})")
+    return folder.read(PROMPTS_FILE)
+
+
+def _source(config: RunConfig, which: str) -> Folder:
+    assert config.prompts is not None
+    return Folder(config.prompts).child(f"prompts/{which}")
+
+
+def check(spec: ModelSpec, vocabulary: Vocabulary, data: bytes, name: str) -> None:
+    """Whether prompts can be used here.
+
+    Raises:
+        StageError: they belong to another CLIP or another vocabulary.
+    """
+    # torch comes with it: a driver starts without.
+    from fmwsss.core.prompts.learner import PromptLearner
+
+    try:
+        PromptLearner.from_bytes(load_clip(spec), vocabulary, data)
+    except ValueError as error:
+        raise StageError(f"prompts: {name}: {error}") from error

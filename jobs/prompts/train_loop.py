@@ -1,0 +1,127 @@
+"""What the workers of a learning job do: batches, losses, steps that are the same on all, and the log of the first."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import closing
+from typing import Any
+
+import torch
+from ray.train import get_context
+
+from fmwsss.cluster.execution.train_job import sum_gradients, sum_numbers
+from fmwsss.cluster.models.device import use_threads
+from fmwsss.cluster.models.loaders import load_clip
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE
+from fmwsss.cluster.telemetry.tensorboard import EventLog, peak_memory_bytes
+from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.prompts.learner import PromptLearner
+from fmwsss.core.prompts.objective import learning_rate, make_optimizer, share_of
+from fmwsss.jobs.prompts.learn_job import LearnJob, snapshot_file
+from fmwsss.jobs.prompts.probe_images import load_examples
+from fmwsss.jobs.prompts.train_step import batch_loss, make_learner
+from fmwsss.jobs.training import checkpoint
+
+NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """What every worker runs: its share of each batch, gradients averaged, the same step everywhere."""
+    job: LearnJob = settings["job"]
+    section = job.section
+    use_threads(job.num_threads)
+    rank, num_workers = get_context().get_world_rank(), get_context().get_world_size()
+    clip = load_clip(job.clip)
+    learner = make_learner(clip, job.source.vocabulary, section, job.random_seed)
+    optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
+    folder = job.run.folder.child(job.stage)
+    first, history = checkpoint.restore(folder, learner, optimizer)
+    witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
+    last_saved_s, views = time.monotonic(), FittingBatch(section.batch_size)
+    # Closed at once where a step raises: its tasks and threads must not outlive the training.
+    with closing(job.source.batches(first, job.stop, rank, num_workers, job.num_feeders)) as batches:
+        for iteration, batch in enumerate(batches, start=first):
+            if rank == 0 and job.snapshot_every and iteration % job.snapshot_every == 0:
+                folder.write(snapshot_file(iteration), learner.to_bytes())
+            rate = learning_rate(
+                iteration,
+                job.num_iterations,
+                section.learning_rate,
+                section.warmup_iterations,
+                section.warmup_learning_rate,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            loss = batch_loss(clip, learner, batch, section, views)
+            num_pairs, num_pixels = sum_numbers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
+            classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
+            cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
+            (classification + section.cam_loss_weight * cam).backward()
+            if num_workers > 1:
+                sum_gradients(list(learner.parameters()))
+            optimizer.step()
+            of_logits, of_maps = sum_numbers([float(classification), float(cam)], num_workers, clip.device)
+            total = of_logits + section.cam_loss_weight * of_maps
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate"
+                )
+            if witness is None:
+                continue
+            entry = {
+                "iteration": iteration,
+                "learning_rate": rate,
+                "loss": total,
+                "classification": of_logits,
+                "cam": of_maps,
+            }
+            history.append(entry | witness.step(iteration, entry))
+            if time.monotonic() - last_saved_s > job.checkpoint_every_s:
+                checkpoint.save(folder, learner, optimizer, iteration + 1, history)
+                last_saved_s = (
+                    time.monotonic()
+                )  # after it: a save that takes longer is not followed by the next at once
+    if witness is not None:
+        witness.close()
+        if job.stop < job.num_iterations:
+            checkpoint.save(folder, learner, optimizer, job.stop, history)
+            return
+        folder.write(checkpoint.HISTORY_FILE, json.dumps(history).encode())
+        folder.write(PROMPTS_FILE, learner.to_bytes())
+
+
+class _Witness:
+    """Tells of the first worker's progress: a board for the bar, TensorBoard, and looks at example maps."""
+
+    def __init__(self, job: LearnJob, clip: FrozenClip, learner: PromptLearner, board: Any, first: int) -> None:
+        self.job, self.clip, self.learner, self.board = job, clip, learner, board
+        self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s)
+        part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
+        self.examples = load_examples(job.run, part, job.source.vocabulary, clip)
+        self.look_every = max(1, job.num_iterations // NUM_LOOKS)
+        self.started_s, self.first = time.monotonic(), first
+        board.set.remote(first, "")
+
+    def step(self, iteration: int, entry: dict[str, float]) -> dict[str, float]:
+        """After a step; returns what a look at the examples found, on the iterations that have one."""
+        seconds = max(time.monotonic() - self.started_s, 1e-9)
+        speed = (iteration + 1 - self.first) * self.job.source.rows_per_batch / seconds
+        scalars = {**entry, "images_per_s": speed, "peak_memory_bytes": peak_memory_bytes(self.clip.device.type)}
+        scalars.pop("iteration")
+        found: dict[str, float] = {}
+        if (iteration + 1) % self.look_every == 0 or iteration + 1 == self.job.num_iterations:
+            with torch.no_grad():
+                strip, agreement = self.examples.look(*self.learner())
+            self.log.picture(iteration, "class_maps", strip)
+            found = {} if agreement is None else {"agreement": agreement}
+        self.log.scalars(iteration, {**scalars, **found})
+        self.board.set.remote(iteration + 1, f"loss {entry['loss']:.3f}, {speed:.0f} images/s")
+        return found
+
+    def close(self) -> None:
+        """Writes what is left of the log."""
+        self.log.save()

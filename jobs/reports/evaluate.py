@@ -1,0 +1,285 @@
+"""Stage `reports`, first half: how good maps and seeds are, against ground truth where there is one, and without it.
+
+Ground truth is read here and in the preview, nowhere else. Nothing that this stage finds flows back.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8
+
+from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.telemetry.progress import StageProgress
+from fmwsss.core.images import decode_label_png
+from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
+from fmwsss.core.schemas import maps_from_bytes
+from fmwsss.core.seeds.sams import label_map_from_cam
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.run_layout import METRICS_FILE
+from fmwsss.jobs.stages import upstream
+
+STAGE = "reports"
+# Exponents of the background score that the best-on-truth figure is looked for among; the figure itself uses alpha.
+POWERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+SEED_STATISTICS = ("mean_confidence", "coverage", "missing")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table: which labels are judged.
+
+    Attributes:
+        name: as in `metrics.json`.
+        stage: whose table has them.
+        column: `cam`, `refined_cam` (cut at the background power of the run file), `seed` or `labels`.
+        needs: the stages whose time these labels cost.
+    """
+
+    name: str
+    stage: str
+    column: str
+    needs: tuple[str, ...]
+
+    @property
+    def is_map(self) -> bool:
+        """Whether class maps are judged, which have a background power."""
+        return self.column in ("cam", "refined_cam")
+
+
+CLASSIFIED = ("prompts/classification", "seeds/coarse")
+COARSE = ("superpixels", *CLASSIFIED)
+FINE = (*COARSE, "prompts/segmentation", "seeds/fine")
+ROWS = (
+    Row("cam", "seeds/coarse", "cam", CLASSIFIED),
+    Row("cam+caa", "seeds/coarse", "refined_cam", CLASSIFIED),
+    Row("coarse", "seeds/coarse", "seed", COARSE),
+    Row("cam of fine", "seeds/fine", "cam", FINE),
+    Row("cam+caa of fine", "seeds/fine", "refined_cam", FINE),
+    Row("fine", "seeds/fine", "seed", FINE),
+)
+
+RESULT = pa.schema(
+    [
+        ("part", pa.string()),
+        ("num_images", pa.list_(pa.int64())),  # of each row of the table
+        ("num_judged", pa.list_(pa.int64())),
+        ("counts", pa.binary()),  # confusion matrices: rows x (1 + powers) x classes x (classes + 1)
+        ("boundaries", pa.binary()),  # rows x classes x 3
+        ("statistics", pa.list_(pa.float64())),  # sums over images: rows x SEED_STATISTICS
+        ("failures", pa.list_(pa.string())),  # images that could not be judged, and why
+    ]
+)
+
+
+def run(config: RunConfig, run: Run) -> dict[str, Any]:
+    """Judges the run's maps, seeds and predictions, writes `reports/metrics.json`; returns what it wrote.
+
+    Figures of predictions for validation images, which have a split of their own, are taken over from where they were
+    judged.
+
+    Raises:
+        ValueError: the seeds are not complete.
+    """
+    rounds = config.segmenter.rounds if config.segmenter else 1
+    again = [
+        Row(f"seeds of round {number}", f"segmenter/round-{number - 1}/refined", "labels", (*FINE, *_round(number - 1)))
+        for number in range(2, rounds + 1)
+    ]
+    rows = [*ROWS, *(row for row in again if run.receipt(row.stage))]
+    metrics = _judge_rows(config, run, rows, ["images", *FINE])
+    validation = run.folder.child("predictions/validation/reports")
+    if config.segmenter and config.segmenter.validation and validation.exists(METRICS_FILE):
+        judged = json.loads(validation.read(METRICS_FILE))
+        metrics["rows"] += [{**row, "name": f"validation: {row['name']}"} for row in judged["rows"]]
+    return _write(run, metrics)
+
+
+def run_predictions(config: RunConfig, run: Run) -> dict[str, Any]:
+    """The same for a data set that was predicted: `predicted` and, where there is one, `refined`."""
+    rows = [Row("predicted", "predicted", "labels", ("predicted",))]
+    if run.receipt("refined"):
+        rows.append(Row("refined", "refined", "labels", ("predicted", "superpixels", "refined")))
+    return _write(run, _judge_rows(config, run, rows, ["images", "predicted"]))
+
+
+def _round(number: int) -> tuple[str, ...]:
+    stage = f"segmenter/round-{number}"
+    return (stage, f"{stage}/predicted", f"{stage}/refined")
+
+
+def _write(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    run.folder.child(STAGE).write(METRICS_FILE, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    return metrics
+
+
+def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list[str]) -> dict[str, Any]:
+    receipts = upstream(run, STAGE, demanded)
+    images = receipts[0]
+    vocabulary = config.resolve_vocabulary()
+    alphas = {"seeds/coarse": config.seeds.coarse.alpha, "seeds/fine": config.seeds.fine.alpha}
+    num_classes = 1 + len(vocabulary.classes)
+    shape = (len(rows), 1 + len(POWERS), num_classes, num_classes + 1)
+    counts, statistics = np.zeros(shape, np.int64), np.zeros((len(rows), len(SEED_STATISTICS)))
+    boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
+    num_images, num_judged, unjudged = np.zeros(len(rows), int), np.zeros(len(rows), int), []
+    arguments = {"run": run, "vocabulary": vocabulary, "alphas": alphas, "rows": tuple(rows)}
+    with StageProgress("evaluate", len(images.parts), "parts") as progress:
+
+        def on_done(result: dict[str, Any]) -> None:
+            nonlocal counts, boundaries, statistics, num_images, num_judged
+            counts += np.frombuffer(zlib.decompress(result["counts"]), np.int64).reshape(shape)
+            boundaries += np.frombuffer(zlib.decompress(result["boundaries"]), np.int64).reshape(boundaries.shape)
+            statistics += np.reshape(result["statistics"], statistics.shape)
+            num_images += result["num_images"]
+            num_judged += result["num_judged"]
+            unjudged.extend(result["failures"])
+            progress.advance(1, len(result["failures"]))
+
+        map_shards([{"part": part} for part in images.parts], [Operator(judge_shard, arguments, num_cpus=0.5)], on_done)
+    num_listed = images.num_rows + images.num_failures
+    split = split_name(config)
+    entries = []
+    for i, row in enumerate(rows):
+        entry = {"name": row.name, "split": split, **_quality(counts[i, 0], boundaries[i], vocabulary)}
+        entry |= {"images": int(num_images[i]), "images_judged": int(num_judged[i])}
+        entry["failures"] = num_listed - int(num_images[i])
+        entry |= _about(row, counts[i], statistics[i], int(num_images[i]), alphas)
+        entry["seconds_per_image"] = _seconds(run, row)
+        entries.append(entry)
+    own = [
+        receipt for stage in dict.fromkeys([*demanded, *(row.stage for row in rows)]) if (receipt := run.receipt(stage))
+    ]
+    return {
+        "split": split,
+        "truth": bool(num_judged.any()),
+        "images": num_listed,
+        "rows": entries,
+        "failures": {receipt.stage: receipt.num_failures for receipt in own if receipt.num_failures},
+        "not_judged": sorted(unjudged),
+    }
+
+
+def split_name(config: RunConfig) -> str:
+    """The list of images that figures are about; never to be left out of a table of mIoU (method M6)."""
+    data = config.dataset
+    if data.kind == "toy":
+        return f"toy scenes {data.first_seed} to {data.first_seed + data.num_images - 1}"
+    return data.split if data.max_images is None else f"{data.split}, first {data.max_images}"
+
+
+def judge_shard(
+    block: pa.Table, run: Run, vocabulary: Vocabulary, alphas: dict[str, float], rows: tuple[Row, ...]
+) -> pa.Table:
+    """One part's confusion matrices and sums, as one row of RESULT."""
+    part = block["part"][0].as_py()
+    num_classes = 1 + len(vocabulary.classes)
+    counts = np.zeros((len(rows), 1 + len(POWERS), num_classes, num_classes + 1), np.int64)
+    boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
+    statistics = np.zeros((len(rows), len(SEED_STATISTICS)))
+    num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
+    truths = run.folder.child("images").read_table(part, columns=["image_id", "truth"]).to_pylist()
+    tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
+    for image in truths:
+        try:
+            truth = decode_label_png(image["truth"]) if image["truth"] is not None else None
+            for i, row in enumerate(rows):
+                labels = tables[row.stage].get(image["image_id"])
+                if labels is None:
+                    continue
+                num_images[i] += 1
+                statistics[i] += _statistics(labels)
+                if truth is not None:
+                    made = _label_maps(row, labels, vocabulary, alphas.get(row.stage))
+                    counts[i, : len(made)] += [confusion_matrix(own, truth, num_classes) for own in made]
+                    boundaries[i] += boundary_counts(made[0], truth, num_classes)
+                    num_judged[i] += 1
+        except ValueError as error:
+            failures.append(f"{image['image_id']}: {error}")
+    result = {
+        "part": part,
+        "num_images": num_images,
+        "num_judged": num_judged,
+        "counts": zlib.compress(counts.tobytes(), level=1),
+        "boundaries": zlib.compress(boundaries.tobytes(), level=1),
+        "statistics": statistics.ravel(),
+        "failures": failures,
+    }
+    return pa.Table.from_pylist([result], schema=RESULT)
+
+
+def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
+    """Rows of SEEDS, PREDICTIONS or REFINED, without what is not judged."""
+    columns = ["image_id", "height_px", "width_px", "classes", "mean_confidence"]
+    if stage.startswith("seeds/"):
+        columns += ["seed", "grid_height", "grid_width", "cam", "refined_cam", "coverage", "missing"]
+    else:
+        columns += ["labels", *(["coverage"] if stage.endswith("refined") else [])]
+    table = run.folder.child(stage).read_table(part, columns=columns)
+    return {row["image_id"]: row for row in table.to_pylist()}
+
+
+def _statistics(labels: dict[str, Any]) -> tuple[float, float, float]:
+    """Of SEED_STATISTICS; those that a table does not have count as 0 and are not told."""
+    return labels["mean_confidence"], labels.get("coverage") or 0.0, float(bool(labels.get("missing")))
+
+
+def _label_maps(
+    row: Row, labels: dict[str, Any], vocabulary: Vocabulary, alpha: float | None
+) -> list[UInt8[np.ndarray, "height width"]]:
+    """The label map to be judged, and for class maps those of the other background powers after it."""
+    if not row.is_map:
+        return [decode_label_png(labels[row.column])]
+    assert alpha is not None
+    indices = vocabulary.indices(labels["classes"])
+    maps = maps_from_bytes(labels[row.column], len(indices), labels["grid_height"], labels["grid_width"])
+    size = (labels["height_px"], labels["width_px"])
+    return [label_map_from_cam(maps, indices, *size, power) for power in (alpha, *POWERS)]
+
+
+def _quality(counts: np.ndarray, boundaries: np.ndarray, vocabulary: Vocabulary) -> dict[str, Any]:
+    """mIoU, pixel accuracy, boundary IoU and the IoU of each class; null and empty without truth."""
+    if not counts.any():
+        return {"miou": None, "pixel_accuracy": None, "boundary_iou": None, "per_class": {}}
+    names = ("background", *vocabulary.classes)
+    ious = iou_per_class(counts)
+    return {
+        "miou": mean_iou(counts),
+        "pixel_accuracy": pixel_accuracy(counts),
+        "boundary_iou": boundary_iou(boundaries),
+        "per_class": {name: float(iou) for name, iou in zip(names, ious, strict=True) if not np.isnan(iou)},
+    }
+
+
+def _about(
+    row: Row, counts: np.ndarray, statistics: np.ndarray, num_images: int, alphas: dict[str, float]
+) -> dict[str, Any]:
+    """What only maps, only seeds or only predictions have to tell."""
+    if row.is_map:
+        entry: dict[str, Any] = {"background_power": alphas[row.stage]}
+        if counts.any():
+            mious = [mean_iou(matrix) for matrix in counts[1:]]
+            best = int(np.argmax(mious))
+            entry["best_on_truth"] = {"miou": mious[best], "background_power": POWERS[best]}
+        return entry
+    means = statistics / max(1, num_images)
+    entry = {"mean_confidence": means[0]}
+    if row.column == "seed" or means[1] > 0:
+        entry["coverage"] = means[1]
+    if row.column == "seed":
+        entry["share_with_missing_class"] = means[2]
+    return entry
+
+
+def _seconds(run: Run, row: Row) -> float:
+    """Wall time of the stages that lead to a row, per image. A stage that was resumed counts from its last start."""
+    receipts = [receipt for stage in row.needs if (receipt := run.receipt(stage))]
+    return round(sum(receipt.seconds / max(1, receipt.num_rows) for receipt in receipts), 4)

@@ -1,0 +1,159 @@
+"""Stage `reports`, second half: one self-contained page with table, failures and a gallery by uncertainty."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from typing import Any
+
+import jinja2
+import numpy as np
+import ray
+
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
+from fmwsss.core.labels import PALETTE
+from fmwsss.core.metrics import confusion_matrix, mean_iou
+from fmwsss.core.overlays import data_url, with_labels, with_map, with_superpixels
+from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.reports.evaluate import STAGE
+from fmwsss.jobs.reports.table import table_cells
+from fmwsss.jobs.run_layout import METRICS_FILE, round_stage
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN
+from fmwsss.jobs.stages import StageError, upstream
+from fmwsss.jobs.training.checkpoint import HISTORY_FILE
+
+PAGE_FILE = "index.html"
+THUMBNAIL_PX = 240
+PANELS = ("image", "CAM", "whole", "part", "sub-part", "coarse", "fine", "truth")
+CURVE_POINTS = 200
+
+
+def run(config: RunConfig, run: Run) -> str:
+    """Writes `reports/index.html`, which opens from a disk without a network; returns its URL.
+
+    Raises:
+        ValueError: the run was not evaluated yet.
+    """
+    (fine, *_) = upstream(run, STAGE, ["seeds/fine"])
+    reports = run.folder.child(STAGE)
+    if not reports.exists(METRICS_FILE):
+        raise StageError(f"the preview needs {reports.url}/{METRICS_FILE}; run `fmwsss evaluate` first")
+    chosen = _choose(run, fine.parts, config.preview.num_images)
+    # The page is made and written by one task on a worker: no picture passes through the driver.
+    ray.get(_write_page.options(num_cpus=0.5).remote(config, run, chosen))
+    return f"{reports.url}/{PAGE_FILE}"
+
+
+def _choose(run: Run, parts: list[str], count: int) -> list[tuple[str, str]]:
+    """(part, image id) of images spread evenly over the whole range from most to least uncertain."""
+    ranked = []
+    for part in parts:
+        table = run.folder.child("seeds/fine").read_table(part, columns=["image_id", "mean_confidence"])
+        ranked += [(row["mean_confidence"], row["image_id"], part) for row in table.to_pylist()]
+    ranked.sort()
+    picks = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)) if ranked else []
+    return [(ranked[i][2], ranked[i][1]) for i in picks]
+
+
+@ray.remote
+def _write_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> None:
+    page = make_page(config, run, chosen)
+    run.folder.child(STAGE).write(PAGE_FILE, page.encode())
+
+
+def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str:
+    """The page as text; everything that comes from the data is escaped."""
+    metrics = json.loads(run.folder.child(STAGE).read(METRICS_FILE))
+    vocabulary = config.resolve_vocabulary()
+    cards = []
+    for part in sorted({part for part, _ in chosen}):
+        wanted = {image_id for other, image_id in chosen if other == part}
+        cards += _cards(run, part, wanted, vocabulary, MAPS_COLUMN[config.seeds.fine.maps])
+    cards.sort(key=lambda card: (-card["uncertainty"], card["image_id"]))
+    template = importlib.resources.files("fmwsss.jobs.reports").joinpath("templates/report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        title=run.folder.url.rstrip("/").rpartition("/")[2],
+        metrics=metrics,
+        table=[table_cells(row) for row in metrics["rows"]],
+        curves=[_curve(run, stage) for stage in _learned(config, run)],
+        failures=run.failures().to_pylist(),
+        classes=sorted({chip["name"] for card in cards for chip in card["classes"]}),
+        panel_names=cards[0]["panels"] if cards else [],
+        cards=cards,
+    )
+
+
+def _cards(run: Run, part: str, wanted: set[str], vocabulary: Vocabulary, column: str) -> list[dict[str, Any]]:
+    columns = ["image_id", "image", "truth"]
+    tables = {
+        name: {row["image_id"]: row for row in run.folder.child(name).read_table(part, columns=use).to_pylist()}
+        for name, use in (("images", columns), ("superpixels", None), ("seeds/coarse", None), ("seeds/fine", None))
+    }
+    return [
+        _card({name: table.get(image_id) for name, table in tables.items()}, vocabulary, column)
+        for image_id in sorted(wanted)
+    ]
+
+
+def _card(rows: dict[str, Any], vocabulary: Vocabulary, column: str) -> dict[str, Any]:
+    fine = rows["seeds/fine"]
+    image = decode_rgb(rows["images"]["image"], max_pixels=UNLIMITED)
+    superpixels = superpixels_from_row(rows["superpixels"])
+    maps = maps_from_bytes(fine[column], len(fine["classes"]), fine["grid_height"], fine["grid_width"])
+    pictures = {"image": image, "CAM": with_map(image, maps)}
+    for level, name in ((2, "whole"), (1, "part"), (0, "sub-part")):
+        pictures[name] = with_superpixels(image, superpixels, level)
+    for name in ("coarse", "fine"):
+        if rows[f"seeds/{name}"] is not None:
+            pictures[name] = with_labels(image, decode_label_png(rows[f"seeds/{name}"]["seed"]))
+    iou = None
+    if rows["images"]["truth"] is not None:
+        truth = decode_label_png(rows["images"]["truth"])
+        pictures["truth"] = with_labels(image, truth)
+        iou = mean_iou(confusion_matrix(decode_label_png(fine["seed"]), truth, 1 + len(vocabulary.classes)))
+    return {
+        "image_id": fine["image_id"],
+        "classes": [{"name": name, "colour": _colour(vocabulary.index(name))} for name in fine["classes"]],
+        "uncertainty": 1 - fine["mean_confidence"],
+        "coverage": fine["coverage"],
+        "missing": fine["missing"],
+        "iou": iou,
+        "panels": [(name, data_url(pictures[name], THUMBNAIL_PX)) for name in PANELS if name in pictures],
+    }
+
+
+def _colour(class_index: int) -> str:
+    return "#" + "".join(f"{value:02x}" for value in PALETTE[class_index])
+
+
+def _learned(config: RunConfig, run: Run) -> list[str]:
+    """The stages that learned something, in their order."""
+    rounds = config.segmenter.rounds if config.segmenter else 0
+    segmenters = [round_stage(number) for number in range(1, rounds + 1)]
+    stages = ["prompts/classification", "prompts/segmentation", *segmenters]
+    return [stage for stage in stages if run.receipt(stage) and run.folder.child(stage).exists(HISTORY_FILE)]
+
+
+def _curve(run: Run, stage: str) -> dict[str, Any]:
+    """The loss of a stage as the points of a line in a box of 100 by 100."""
+    history = json.loads(run.folder.child(stage).read(HISTORY_FILE))
+    losses = np.array([entry["loss"] for entry in history])
+    bins = np.array_split(losses, min(CURVE_POINTS, len(losses)))
+    means = np.array([part.mean() for part in bins])
+    spread = max(float(means.max() - means.min()), 1e-9)
+    heights = 95 - 90 * (means - means.min()) / spread
+    points = " ".join(f"{100 * i / max(1, len(means) - 1):.2f},{y:.2f}" for i, y in enumerate(heights))
+    looks = [(entry["iteration"] + 1, entry["agreement"]) for entry in history if "agreement" in entry]
+    best = max(looks, key=lambda look: look[1], default=None)
+    return {
+        "name": stage,
+        "looks": {"first": looks[0], "last": looks[-1], "best": best} if looks else None,
+        "first": f"{means[0]:.3f}",
+        "last": f"{means[-1]:.3f}",
+        "count": history[-1]["iteration"] + 1,
+        "points": points,
+    }

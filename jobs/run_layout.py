@@ -1,0 +1,52 @@
+"""Names of the folders and files of a run that more than one stage reads or writes."""
+
+from __future__ import annotations
+
+import re
+
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.stages import StageError
+
+PREDICTED, REFINED = "predicted", "refined"
+
+
+VALIDATION = "validation"
+
+
+LAST, BEST = "last", "best"
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def round_stage(number: int) -> str:
+    """The stage of one round of training."""
+    return f"segmenter/round-{number}"
+
+
+def kept_folder(section: SegmenterSection) -> str:
+    """Which of a round's two segmenters is used: the last, unless the run file lets the validation images choose."""
+    return BEST if section.keep == "best" else LAST
+
+
+def predictions_name(name: str) -> str:
+    """The folder, in a run, of what was predicted of one data set.
+
+    Raises:
+        StageError: the name is no name for a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
+    return f"predictions/{name}"
+
+
+def predictions_run(run: Run, name: str) -> Run:
+    """The run in a run that holds one data set and what was predicted of it; raises as `predictions_name`."""
+    return Run(run.folder.child(predictions_name(name)))
+
+
+METRICS_FILE = "metrics.json"
+
+
+PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}

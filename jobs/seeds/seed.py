@@ -1,0 +1,154 @@
+"""Stages `seeds/coarse` and `seeds/fine`: superpixels are classified by class maps and painted."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from fmwsss.cluster.execution.resources import ReplicaPlan, plan_replicas
+from fmwsss.cluster.execution.rows import keep_images, map_rows, write_block
+from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.cluster.replicas.clip_maps import ClipReplica
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.core.images import encode_grey_png, encode_label_png
+from fmwsss.core.schemas import SEEDS, maps_from_bytes, superpixels_from_row
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.images.decode import decode_shard
+from fmwsss.jobs.run_layout import PROMPTS_OF
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
+from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+
+SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
+
+
+def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receipt:
+    """Makes one set of seeds: decode | CLIP | classify, paint, encode and write.
+
+    Raises:
+        ValueError: the stages before it are not complete, or every image failed.
+    """
+    return make(config, run, f"seeds/{which}", getattr(config.seeds, which), PROMPTS_OF[which], PROMPTS_FILE)
+
+
+def make(
+    config: RunConfig,
+    run: Run,
+    stage: str,
+    section: SeedSection,
+    prompts: str,
+    prompts_file: str,
+    png: bool | None = None,
+) -> Receipt:
+    """Makes the seeds of one file of prompts.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        stage: where the seeds go.
+        section: how they are made.
+        prompts: the stage that learned the prompts.
+        prompts_file: their file in it.
+        png: whether to write PNGs too; None leaves it to the run file.
+    """
+    images, superpixels, learned = upstream(run, stage, ["images", "superpixels", prompts])
+    inputs = {
+        "clip": config.clip.model_dump(),
+        "seeds": section.model_dump(mode="json"),
+        "png": config.seeds.png if png is None else png,
+        "confidence": config.seeds.confidence,
+    }
+    started = begin_stage(run, stage, inputs, [images, superpixels, learned])
+    if started.receipt:
+        return started.receipt
+    vocabulary = config.resolve_vocabulary()
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    write_arguments = {
+        "run": run,
+        "stage": stage,
+        "vocabulary": vocabulary,
+        "section": section,
+        "png": inputs["png"],
+        "confidence": config.seeds.confidence,
+    }
+    operators = [
+        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
+        clip_operator(config, plan, section, (run.folder.child(prompts), prompts_file), stage),
+        Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
+
+
+def clip_operator(
+    config: RunConfig, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
+) -> Operator:
+    """The operator that turns decoded images into maps of their classes, as one set of seeds wants them."""
+    arguments = {
+        "spec": config.clip.spec(),
+        "vocabulary": config.resolve_vocabulary(),
+        "prompts": prompts,
+        "box_threshold": section.box_threshold,
+        "num_sinkhorn": section.num_sinkhorn,
+        "scales": section.scales,
+        "num_attention_blocks": section.num_attention_blocks,
+        "stage": stage,
+    }
+    return plan.operator(ClipReplica, arguments)
+
+
+def write_shard(
+    block: pa.Table,
+    run: Run,
+    stage: str,
+    vocabulary: Vocabulary,
+    section: SeedSection,
+    png: bool,
+    confidence: bool,
+) -> pa.Table:
+    """The class maps of one shard in, its seeds and failures written, its counts out."""
+    part = block["part"][0].as_py()
+    images = {}
+    if section.method == "crf":
+        table = run.folder.child("images").read_table(part, columns=["image_id", "image"])
+        images = dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    table = run.folder.child("superpixels").read_table(part)
+    superpixels = {row["image_id"]: row for row in table.to_pylist()}
+    # An image without superpixels is told in failures/superpixels; here it is left out.
+    seeded = map_rows(
+        keep_images(block, superpixels),
+        lambda row: _seed_row(
+            row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence
+        ),
+        SEEDS_PAYLOAD,
+        stage,
+    )
+    return write_block(seeded, run, stage, SEEDS, png_column="seed" if png else None)
+
+
+def _seed_row(
+    row: dict[str, Any],
+    superpixels_row: dict[str, Any],
+    image: bytes | None,
+    vocabulary: Vocabulary,
+    section: SeedSection,
+    with_confidence: bool,
+) -> dict[str, Any]:
+    superpixels = superpixels_from_row(superpixels_row)
+    indices = vocabulary.indices(row["classes"])
+    maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], len(indices), row["grid_height"], row["grid_width"])
+    seed = make_seed(section, superpixels, maps, indices, image)
+    return {
+        **{field.name: row[field.name] for field in SEEDS if field.name in row},
+        "seed": encode_label_png(seed.labels),
+        "superpixel_class": seed.superpixel_class,
+        "scores": seed.scores.reshape(-1),
+        "confidence": encode_grey_png(seed.confidence) if with_confidence else None,
+        "mean_confidence": float(seed.confidence.mean(dtype=np.float64)),
+        "coverage": float(seed.coverage),
+        "missing": [vocabulary.classes[index - 1] for index in seed.missing],
+    }

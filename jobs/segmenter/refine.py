@@ -1,0 +1,169 @@
+"""Stage `refined`: what a segmenter said, redrawn along the superpixels of the run (method M5.3), or by a dense CRF."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from fmwsss.cluster.execution.resources import plan_replicas
+from fmwsss.cluster.execution.rows import keep_images, map_rows, start_rows, write_block
+from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb, encode_grey_png, encode_label_png
+from fmwsss.core.schemas import DECODED_PAYLOAD, PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
+from fmwsss.core.segmenter.refine import refine_by_crf, refine_labels
+from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs import run_layout
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.segmenter import PredictSection
+from fmwsss.jobs.images.decode import decode_row
+from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN
+from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+
+SOURCE_OF = {"sams": "superpixels", "crf": "images"}  # what a method reads beside the predictions
+PREDICTED_PAYLOAD = [PREDICTIONS.field("labels"), PREDICTIONS.field("classes")]
+REFINED_PAYLOAD = [field for field in REFINED if field.name != "image_id"]
+# A class of fewer pixels gets no map: eq. 8 would make some superpixel its best one all the same.
+MIN_MAPPED_SHARE = 0.005
+
+
+def refine_images(
+    config: RunConfig, run: Run, learned: Run, predicted: str, stage: str, method: Literal["sams", "crf"]
+) -> Receipt:
+    """Refines the predictions of a run with its superpixels, or with its images; one task a shard.
+
+    No model has a part in it, unless class maps are to have a say (`predict.cam_weight`): then decode | CLIP | refine.
+
+    Args:
+        config: the run file.
+        run: with the predictions and, for `sams`, `superpixels/`.
+        learned: the run with the prompts of the class maps.
+        predicted: the stage of the predictions.
+        stage: where the refined labels go.
+        method: `sams`, or `crf`, which needs no superpixels.
+
+    Raises:
+        ValueError: predictions or superpixels are not complete, or every image failed.
+    """
+    source, section = SOURCE_OF[method], config.predict
+    receipts = upstream(run, stage, [source, predicted])
+    num_rows, parts = receipts[1].num_rows, receipts[1].parts
+    settings: dict[str, Any] = {"method": method, "png": section.png}
+    if method == "sams":
+        settings["alpha"] = section.alpha
+    if section.cam_weight:
+        receipts += upstream(learned, stage, [run_layout.PROMPTS_OF["fine"]])
+        maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
+        settings |= {"cam_weight": section.cam_weight, **maps_settings}
+    started = begin_stage(run, stage, settings, receipts)
+    if started.receipt:
+        return started.receipt
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    arguments = {
+        "run": run,
+        "predicted": predicted,
+        "stage": stage,
+        "vocabulary": config.resolve_vocabulary(),
+        "section": section,
+        "source": source,
+        "maps": config.seeds.fine.maps if section.cam_weight else None,
+    }
+    operators = [Operator(refine_shard, arguments, num_cpus=plan.helper_cpus)]
+    if section.cam_weight:
+        prompts = (learned.folder.child(run_layout.PROMPTS_OF["fine"]), PROMPTS_FILE)
+        decode = {"run": run, "predicted": predicted, "stage": stage}
+        operators = [
+            Operator(decode_predicted_shard, decode, num_cpus=plan.helper_cpus),
+            seed.clip_operator(config, plan, config.seeds.fine, prompts, stage),
+            *operators,
+        ]
+    return run_sharded(run, started, parts, num_rows, operators, config.max_failures)
+
+
+def decode_predicted_shard(block: pa.Table, run: Run, predicted: str, stage: str) -> pa.Table:
+    """A block that names one part in, its predicted images out, decoded, with those classes that are to get maps."""
+    part = block["part"][0].as_py()
+    said = run.folder.child(predicted).read_table(part, ["image_id", "labels", "classes"]).to_pylist()
+    images = run.folder.child("images").read_table(part, ["image_id", "image"]).to_pylist()
+    encoded = {row["image_id"]: row["image"] for row in images}
+
+    def decode(row: dict[str, Any]) -> dict[str, Any]:
+        return decode_row({"image": encoded[row["image_id"]], "classes": _mapped(row["labels"], row["classes"])})
+
+    return map_rows(start_rows(part, said, PREDICTED_PAYLOAD), decode, DECODED_PAYLOAD, stage)
+
+
+def _mapped(labels: bytes, classes: list[str]) -> list[str]:
+    """The predicted classes that get maps, none if it would be one alone; `classes` is in the order of indices."""
+    _, counts = np.unique(decode_label_png(labels), return_counts=True)
+    shares = counts[-len(classes) :] / counts.sum() if classes else []
+    mapped = [name for name, share in zip(classes, shares, strict=True) if share >= MIN_MAPPED_SHARE]
+    return mapped if len(mapped) > 1 else []
+
+
+def refine_shard(
+    block: pa.Table,
+    run: Run,
+    predicted: str,
+    stage: str,
+    vocabulary: Vocabulary,
+    section: PredictSection,
+    source: str,
+    maps: str | None,
+) -> pa.Table:
+    """A block that names one part, or has its class maps, in; refined labels and failures written, counts out."""
+    part = block["part"][0].as_py()
+    columns = ["image_id", "image"] if source == "images" else None
+    other = {row["image_id"]: row for row in run.folder.child(source).read_table(part, columns).to_pylist()}
+    said = {row["image_id"]: row for row in run.folder.child(predicted).read_table(part).to_pylist()}
+    if maps is None:
+        block = start_rows(part, [{"image_id": image_id} for image_id in said], [])
+    # An image without superpixels is told in failures/superpixels; here it is left out.
+    refined = map_rows(
+        keep_images(block, other),
+        lambda row: _refined_row(said[row["image_id"]], other[row["image_id"]], vocabulary, section, row, maps),
+        REFINED_PAYLOAD,
+        stage,
+    )
+    return write_block(refined, run, stage, REFINED, png_column="labels" if section.png else None)
+
+
+def _refined_row(
+    row: dict[str, Any],
+    other: dict[str, Any],
+    vocabulary: Vocabulary,
+    section: PredictSection,
+    mapped: dict[str, Any],
+    maps: str | None,
+) -> dict[str, Any]:
+    indices = vocabulary.indices(row["classes"])
+    probabilities = maps_from_bytes(row["probabilities"], 1 + len(indices), row["grid_height"], row["grid_width"])
+    if "image" in other:
+        image = decode_rgb(other["image"], max_pixels=UNLIMITED)  # its size was checked when it came in
+        labels, confidence = refine_by_crf(image, probabilities, indices)
+        of_superpixels: dict[str, Any] = {"coverage": None, "superpixel_class": [], "scores": []}
+    else:
+        cams, own = None, vocabulary.indices(mapped["classes"]) if maps else []
+        if maps and own:
+            cams = maps_from_bytes(mapped[MAPS_COLUMN[maps]], len(own), mapped["grid_height"], mapped["grid_width"])
+        said, superpixels = decode_label_png(row["labels"]), superpixels_from_row(other)
+        found = refine_labels(superpixels, probabilities, indices, said, section.alpha, cams, own, section.cam_weight)
+        labels, confidence = found.labels, found.confidence
+        of_superpixels = {
+            "coverage": found.coverage,
+            "superpixel_class": found.superpixel_class,
+            "scores": found.scores.reshape(-1),
+        }
+    return {
+        "height_px": row["height_px"],
+        "width_px": row["width_px"],
+        "labels": encode_label_png(labels),
+        "classes": [vocabulary.classes[index - 1] for index in indices if np.any(labels == index)],
+        "confidence": encode_grey_png(confidence),
+        "mean_confidence": float(confidence.mean(dtype=np.float64)),
+        **of_superpixels,
+    }

@@ -1,0 +1,176 @@
+"""Stage `segmenter`: a segmenter is trained on the seeds, in rounds if asked: train, refine its labels, train again."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any, Literal
+
+from fmwsss.cluster.execution.train_job import plan_training, train
+from fmwsss.cluster.models.segmenters import new_segmenter
+from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
+from fmwsss.jobs import run_layout
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.run_layout import LAST, kept_folder, round_stage
+from fmwsss.jobs.segmenter import predict, refine
+from fmwsss.jobs.segmenter.train_job import TrainJob
+from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.training.sampling import count_rows
+
+if TYPE_CHECKING:
+    pass
+
+
+CLIP_BACKBONE = 2  # which design of `fmwsss.core.segmenter.clip_backbone`: weights of an earlier one do not fit
+
+
+def run(config: RunConfig, run: Run) -> Receipt | None:
+    """Trains the run's segmenter, if its file has a section for one; between two rounds the seeds are made anew.
+
+    Raises:
+        ValueError: the seeds are not complete, the network cannot be made as asked, or there is nothing to learn from.
+    """
+    section = config.segmenter
+    if section is None:
+        return None
+    receipt = None
+    for number in range(1, section.rounds + 1):
+        receipt = _train_round(config, run, section, number)
+        if number < section.rounds:
+            _relabel(config, run, section, number)
+    return receipt
+
+
+def stages(section: SegmenterSection) -> list[str]:
+    """What a training writes: a stage for each round, and the labels that are made between two of them."""
+    found = [round_stage(1)]
+    for number in range(1, section.rounds):
+        found += [f"{round_stage(number)}/{name}" for name in (run_layout.PREDICTED, run_layout.REFINED)]
+        found.append(round_stage(number + 1))
+    return found
+
+
+def labels_of_round(number: int) -> tuple[str, str]:
+    """Stage and column of the labels that a round is trained on: the fine seeds, then the refined predictions."""
+    return ("seeds/fine", "seed") if number == 1 else (f"{round_stage(number - 1)}/refined", "labels")
+
+
+def choose_engine(section: SegmenterSection) -> Literal["ray", "detectron2"]:
+    """The engine that the run file names, or else detectron2 where it is installed; a choice of ours is said.
+
+    Raises:
+        StageError: the one that is named is not installed.
+    """
+    is_there = importlib.util.find_spec("detectron2") is not None
+    if section.engine == "detectron2" and not is_there:
+        raise StageError("segmenter.engine is detectron2, which is not installed here: install it, or take engine: ray")
+    if section.engine:
+        return section.engine
+    if is_there and section.micro_batches == 1:
+        return "detectron2"
+    reason = "detectron2's trainer takes no micro_batches" if is_there else "detectron2 is not installed"
+    print(f"segmenter: {reason}; training with Ray Train (engine: ray)", flush=True)
+    return "ray"
+
+
+def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
+    """What of a run file a training depends on: settings that only watch it may change while it is stopped."""
+    assert config.segmenter is not None
+    section = config.segmenter
+    only_watched = {"preview_every", "rounds", "keep", "micro_batches"}
+    if section.keep == "last":
+        only_watched |= {"validation", "validate_every"}
+    return {
+        "segmenter": {**section.model_dump(mode="json", exclude=only_watched), "engine": engine},
+        "classes": list(config.resolve_vocabulary().classes),
+        "random_seed": config.random_seed,
+        **({"clip_backbone": CLIP_BACKBONE} if section.backbone.get("model_type") == "clip" else {}),
+        **(queries_setting(config) if section.keep == "best" else {}),  # a say in which weights are best
+    }
+
+
+def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
+    from fmwsss.core.segmenter.crops import CropSettings
+    from fmwsss.jobs.segmenter.crops import CropSource
+
+    stage = round_stage(number)
+    labels = labels_of_round(number)
+    images, seeds = upstream(run, stage, ["images", labels[0]])
+    engine, plan = choose_engine(section), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
+    started = begin_stage(run, stage, training_inputs(config, engine), [images, seeds])
+    if started.receipt:
+        return started.receipt
+    if seeds.num_rows < 1:
+        raise StageError(f"stage {stage}: there is no seed to learn from")
+    if section.confidence_weights and not config.seeds.confidence:
+        raise StageError(
+            "segmenter.confidence_weights needs the confidences of the seeds: set seeds.confidence to true"
+        )
+    if min(section.batch_size, seeds.num_rows) < plan.most_workers:
+        raise StageError(f"cluster.train_workers is {plan.most_workers}, more than the images of a batch")
+    spec = segmenter_spec(config)
+    new_segmenter(spec)  # a setting that is wrong should be told before workers start
+    crop_settings = CropSettings(
+        section.crop_px, section.short_side_px, section.scale_range, section.category_cap, section.distort,
+        section.flip, section.paste,
+    )  # fmt: skip
+    parts = tuple(images.parts)
+    source = CropSource(
+        run=run,
+        parts=parts,
+        part_rows=count_rows(run, parts, ["images", labels[0]]),
+        labels=labels,
+        weighted=section.confidence_weights,
+        batch_size=section.batch_size,
+        settings=crop_settings,
+        random_seed=config.random_seed,
+    )
+    job = TrainJob(
+        run=run,
+        stage=stage,
+        spec=spec,
+        source=source,
+        section=section,
+        num_iterations=section.iterations,
+        num_feeders=plan.num_feeders,
+        random_seed=config.random_seed,
+        num_threads=config.cluster.num_threads,
+        checkpoint_every_s=config.cluster.checkpoint_every_s,
+        validation=predict.ingest_validation(config, run) if section.validate_every else None,
+        precision=section.precision or ("bfloat16" if plan.use_gpu else "float32"),
+    )  # fmt: skip
+    loop = _detectron2_loop if engine == "detectron2" else _ray_loop
+    with StageProgress(stage, section.iterations, "iterations") as progress, watch_board(progress) as board:
+        train(loop, {"job": job, "board": board}, plan, scratch=run.folder.child(f"{stage}/_ray_train"))
+    folder = run.folder.child(stage)
+    folder.delete([name for name in folder.list("_checkpoint")])
+    return finish_stage(run, started, parts=[LAST], num_rows=seeds.num_rows, num_failures=0)
+
+
+def _relabel(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
+    """New seeds by the segmenter of round `number`: of an image's own classes only, refined by its superpixels."""
+    stage = round_stage(number)
+    (trained,) = upstream(run, stage, [stage])
+    model = run.folder.child(stage).child(kept_folder(section))
+    predict.predict_images(
+        config, run, segmenter_spec(config), model, trained, f"{stage}/{run_layout.PREDICTED}", restrict=True
+    )
+    method = config.predict.refine or "sams"
+    return refine.refine_images(
+        config, run, run, f"{stage}/{run_layout.PREDICTED}", f"{stage}/{run_layout.REFINED}", method
+    )
+
+
+def _ray_loop(settings: dict[str, Any]) -> None:
+    # torch is for the workers alone: a driver starts without it.
+    from fmwsss.jobs.segmenter.train_loop import train_loop
+
+    train_loop(settings)
+
+
+def _detectron2_loop(settings: dict[str, Any]) -> None:
+    from fmwsss.jobs.segmenter.detectron2_engine import train_loop
+
+    train_loop(settings)

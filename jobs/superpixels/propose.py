@@ -1,0 +1,91 @@
+"""Stage `superpixels`: SAM's masks for every image, once per image and SAM; with `proposals`, once for all runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from fmwsss.cluster.execution.resources import plan_replicas
+from fmwsss.cluster.execution.rows import map_rows, split_rows, summary
+from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.cluster.replicas.sam_masks import SamReplica
+from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.core.schemas import SUPERPIXELS, detections_from_row, superpixels_row
+from fmwsss.core.superpixels.postprocess import ProposalSettings, finish
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.images.decode import decode_shard
+from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+from fmwsss.jobs.superpixels.shared_cache import SharedSuperpixels, sam_sha256
+
+STAGE = "superpixels"
+
+
+def run(config: RunConfig, run: Run) -> Receipt:
+    """Proposes superpixels for the run's images: decode | SAM | suppress, clean, encode and write.
+
+    Raises:
+        ValueError: the images are not there, the settings make no sense, or every image failed.
+    """
+    (images,) = upstream(run, STAGE, ["images"])
+    settings = ProposalSettings(**config.propose.model_dump())
+    inputs = {"sam": config.sam.model_dump(), "propose": config.propose.model_dump()}
+    started = begin_stage(run, STAGE, inputs, [images])
+    if started.receipt:
+        return started.receipt
+    shared = None
+    if config.proposals is not None:
+        # On a worker: the driver may have neither memory nor a GPU for a network.
+        sha256 = ray.get(ray.remote(sam_sha256).options(num_cpus=0.5).remote(config.sam.spec()))
+        shared = SharedSuperpixels.of(config.proposals, sha256, settings)
+    cluster = config.cluster
+    plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    operators = [
+        Operator(decode_unknown, {"run": run, "shared": shared}, num_cpus=plan.helper_cpus),
+        plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
+        Operator(write_shard, {"run": run, "settings": settings, "shared": shared}, num_cpus=plan.helper_cpus),
+    ]
+    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
+
+
+def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:
+    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are shared."""
+    if shared is None:
+        return decode_shard(block, run, STAGE)
+    known = shared.known(_image_sha256(run, block["part"][0].as_py()).values())
+    return decode_shard(block, run, STAGE, skip_sha256=known)
+
+
+def write_shard(
+    block: pa.Table, run: Run, settings: ProposalSettings, shared: SharedSuperpixels | None = None
+) -> pa.Table:
+    """SAM's masks of one shard in, its superpixels and failures written, its counts out."""
+    part = block["part"][0].as_py()
+
+    def finished(row: dict[str, Any]) -> dict[str, Any]:
+        return superpixels_row(row["image_id"], finish(detections_from_row(row), settings))
+
+    found = map_rows(block, finished, [field for field in SUPERPIXELS if field.name != "image_id"], STAGE)
+    rows, failures = split_rows(found, SUPERPIXELS)
+    if shared is not None:
+        rows = _with_shared(run, part, rows, {failure["image_id"] for failure in failures}, shared)
+    run.write_part(STAGE, part, rows, SUPERPIXELS, failures)
+    return summary(part, rows.num_rows, len(failures))
+
+
+def _with_shared(run: Run, part: str, rows: pa.Table, failed: set[str], shared: SharedSuperpixels) -> pa.Table:
+    """The rows of a part with those that were shared, in the order of its images; new ones are shared too."""
+    sha256 = _image_sha256(run, part)
+    new = {row["image_id"]: row for row in rows.to_pylist()}
+    shared.add({sha256[image_id]: row for image_id, row in new.items()})
+    others = [image_id for image_id in sha256 if image_id not in new and image_id not in failed]
+    old = shared.read(sha256[image_id] for image_id in others)
+    by_id = new | {image_id: {**old[sha256[image_id]], "image_id": image_id} for image_id in others}
+    return pa.Table.from_pylist([by_id[image_id] for image_id in sha256 if image_id in by_id], schema=SUPERPIXELS)
+
+
+def _image_sha256(run: Run, part: str) -> dict[str, str]:
+    """By image id, in the order of the part."""
+    table = run.folder.child("images").read_table(part, columns=["image_id", "sha256"])
+    return dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))

@@ -1,0 +1,151 @@
+"""A run's memory: what is complete, what is written, what failed, on a disk and on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import ChangedInputs, Receipt, Run, part_index, part_name
+from fmwsss.core.schemas import FAILURES, failure_row
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
+INPUTS = {"sam": {"model": "vit_h", "sha256": "ab"}, "thresholds": [0.5, 0.7], "seed": 0}
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    if request.param == "local":
+        return Run(Folder(str(tmp_path / "run")))
+    return Run(Folder(request.getfixturevalue("s3_url")).child(f"ledger/{tmp_path.name}"))
+
+
+def receipt_of(stage: str) -> Receipt:
+    return Receipt(
+        stage, INPUTS, [part_name(0)], 2, 1, 1.5, "2026-01-01T00:00:00Z", "2026-01-01T00:00:02Z", {"ray": "2"}
+    )
+
+
+def fill(run: Run, stage: str, index: int, failed: tuple[str, ...] = ()) -> None:
+    rows = [{"image_id": f"image-{index}", "value": index}]
+    failures = [failure_row(name, stage, ValueError("bad")) for name in failed]
+    run.write_part(stage, part_name(index), rows, SCHEMA, failures)
+
+
+def test_a_stage_begins_goes_on_and_ends(run: Run) -> None:
+    stage = "seeds/coarse"
+    assert run.begin(stage, INPUTS) == set()
+    fill(run, stage, 0)
+    fill(run, stage, 3, failed=("x", "y"))
+    run.folder.child(stage).write_many({"png/part-00007.parquet": b"", "png/image-0.png": b""})
+    assert run.begin(stage, json.loads(json.dumps(INPUTS))) == {part_name(0), part_name(3)}
+    assert run.receipt(stage) is None
+    run.finish(receipt_of(stage))
+    assert pickle.loads(pickle.dumps(run)).receipt(stage) == receipt_of(stage)
+    assert run.receipt("seeds/fine") is None
+
+
+def test_changed_inputs_are_named_with_both_values(run: Run) -> None:
+    run.begin("superpixels", INPUTS)
+    changed = {"sam": {"model": "vit_b", "sha256": "ab"}, "thresholds": [0.5, 0.8], "extra": {"on": True}}
+    with pytest.raises(ChangedInputs) as caught:
+        run.begin("superpixels", changed)
+    text = str(caught.value)
+    for change in (
+        'sam.model: "vit_h" -> "vit_b"',
+        "thresholds: [0.5, 0.7] -> [0.5, 0.8]",
+        "extra.on: (not set) -> true",
+        "seed: 0 -> (not set)",
+    ):
+        assert change in text
+    assert "sha256" not in text
+    assert "use another run folder, or start again from this stage with `--from`" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_parts_without_inputs_are_not_trusted(run: Run) -> None:
+    fill(run, "images", 0)
+    assert run.begin("images", INPUTS) == set()
+
+
+def test_failures_are_written_before_their_part_and_counted_with_it(run: Run) -> None:
+    fill(run, "images", 0, failed=("a",))
+    fill(run, "seeds/fine", 0, failed=("b", "c"))
+    # A task that was killed between the two: told again when its part is done again.
+    run.folder.child("failures/images").write_table(
+        "part-00001.parquet", [failure_row("d", "images", ValueError("x"))], FAILURES
+    )
+    assert run.failures("images")["image_id"].to_pylist() == ["a"]
+    assert run.failures("seeds/fine")["image_id"].to_pylist() == ["b", "c"]
+    assert run.failures("seeds").num_rows == 0
+    assert run.failures().num_rows == 4
+    assert run.failures("superpixels").schema.equals(FAILURES)
+
+
+def test_an_image_that_succeeds_the_second_time_is_no_failure(run: Run) -> None:
+    fill(run, "images", 0, failed=("a",))
+    fill(run, "images", 0)
+    assert run.failures("images").num_rows == 0
+
+
+def test_the_same_part_has_the_same_bytes(run: Run) -> None:
+    for stage in ("one", "two"):
+        fill(run, stage, 0)
+    assert run.folder.read("one/part-00000.parquet") == run.folder.read("two/part-00000.parquet")
+
+
+def test_reset_deletes_one_stage_and_its_failures(run: Run) -> None:
+    for stage in ("seeds/coarse", "seeds/fine"):
+        run.begin(stage, INPUTS)
+        fill(run, stage, 0, failed=("a",))
+        run.finish(receipt_of(stage))
+    run.reset("seeds/coarse")
+    assert run.receipt("seeds/coarse") is None
+    assert run.failures("seeds/coarse").num_rows == 0
+    assert run.folder.child("seeds/coarse").list() == []
+    assert run.begin("seeds/coarse", {"other": 1}) == set()
+    assert run.receipt("seeds/fine") == receipt_of("seeds/fine")
+    assert run.failures("seeds/fine").num_rows == 1
+
+
+def test_a_reset_that_was_killed_keeps_the_parts_bound_to_their_inputs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.begin("images", INPUTS)
+    for index in range(3):
+        fill(run, "images", index)
+    run.finish(receipt_of("images"))
+    real_delete = Folder.delete
+    num_left = 2
+
+    def dying_delete(folder: Folder, names: list[str]) -> None:
+        nonlocal num_left
+        if num_left == 0:
+            raise KeyboardInterrupt
+        num_left -= 1
+        real_delete(folder, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", dying_delete)
+        with pytest.raises(KeyboardInterrupt):
+            run.reset("images")
+    assert run.receipt("images") is None
+    with pytest.raises(ChangedInputs):
+        run.begin("images", {"other": 1})
+    run.reset("images")
+    assert run.folder.list() == []
+
+
+def test_the_manifest_comes_back(run: Run) -> None:
+    assert run.manifest() is None
+    run.write_manifest({"config": {"run": "x", "names": ["ä", "b"]}, "versions": {"ray": "2.60"}})
+    assert run.manifest() == {"config": {"run": "x", "names": ["ä", "b"]}, "versions": {"ray": "2.60"}}
+
+
+def test_part_names_sort_and_come_back() -> None:
+    assert part_name(12) == "part-00012.parquet"
+    assert [part_index(part_name(index)) for index in (0, 12, 123456)] == [0, 12, 123456]

@@ -1,0 +1,66 @@
+"""Class maps of several images at once against one at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fmwsss.core.class_maps.clip_maps import ClassMaps, map_classes, patch_grid
+from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.prompts.learner import handmade_embeddings
+from fmwsss.core.toy.models import toy_clip
+from fmwsss.core.toy.world import TOY, draw_scene
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenClip:
+    return FrozenClip(toy_clip(), identity="toy")
+
+
+def test_images_of_one_grid_go_together_and_give_what_each_gives_alone(clip: FrozenClip):
+    patch = clip.patch_size
+    images = [draw_scene(number).image[: 4 * patch - number, : 6 * patch] for number in range(3)]
+    classes = [[1, 5], [], [2, 3, 12]]
+    text = handmade_embeddings(clip, TOY)
+    together = map_classes(clip, images, classes, *text, box_threshold=0.4, num_sinkhorn=1)
+    for image, indices, maps in zip(images, classes, together, strict=True):
+        (alone,) = map_classes(clip, [image], [indices], *text, box_threshold=0.4, num_sinkhorn=1)
+        assert maps.cam.shape == (len(indices), 4, 6)
+        np.testing.assert_allclose(maps.cam, alone.cam, atol=1e-4)
+        np.testing.assert_allclose(maps.refined_cam, alone.refined_cam, atol=1e-4)
+    assert 0.5 < max(maps.cam.max(initial=0) for maps in together) <= 1
+
+
+def test_maps_of_several_scales_are_averaged_on_the_finest_grid(clip: FrozenClip):
+    image, text = draw_scene(1).image, handmade_embeddings(clip, TOY)
+    height, width = patch_grid(clip, *image.shape[:2])
+
+    def found(*scales: float) -> ClassMaps:
+        return map_classes(clip, [image], [[1, 5]], *text, box_threshold=0.4, num_sinkhorn=1, scales=scales)[0]
+
+    assert found(0.5).cam.shape == (2, height // 2, width // 2)
+    several, singles = found(1.5, 0.5, 1.0), [found(scale) for scale in (0.5, 1.0, 1.5)]
+    for name in ("cam", "refined_cam"):
+        maps = [torch.from_numpy(getattr(single, name))[None] for single in singles]
+        size = (height * 3 // 2, width * 3 // 2)
+        mean = sum(functional.interpolate(own, size, mode="bilinear", align_corners=False)[0] for own in maps) / 3
+        assert isinstance(mean, torch.Tensor)
+        low, high = mean.amin(dim=(1, 2), keepdim=True), mean.amax(dim=(1, 2), keepdim=True)
+        np.testing.assert_allclose(getattr(several, name), (mean - low) / (high - low), atol=1e-5)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    size = (2 * height * clip.patch_size, 2 * width * clip.patch_size)
+    larger = functional.interpolate(pixels / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+    expected = (larger[0] - torch.tensor(clip.image_mean)[:, None, None]) / torch.tensor(clip.image_std)[:, None, None]
+    torch.testing.assert_close(clip.preprocess(pixels, 2.0)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_other_grids_are_refused(clip: FrozenClip):
+    patch = clip.patch_size
+    assert patch_grid(clip, 2 * patch, 2 * patch + 1) == (2, 3)
+    images = [np.zeros((side, 2 * patch, 3), np.uint8) for side in (2 * patch, 2 * patch + 1)]
+    with pytest.raises(ValueError, match="one patch grid"):
+        map_classes(clip, images, [[1], [1]], *handmade_embeddings(clip, TOY), box_threshold=None, num_sinkhorn=0)

@@ -1,0 +1,54 @@
+"""`fmwsss try` on a scene, with hand-made prompts: no run folder, no Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fmwsss.core.toy.world import draw_scene
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-m", "fmwsss.jobs", "try"]
+
+
+def test_one_png_and_no_ray(tmp_path: Path):
+    scene = draw_scene(5)
+    Image.fromarray(scene.image).save(tmp_path / "scene.png")
+    program = (
+        "import sys; from fmwsss.jobs.config.load import load_config; from fmwsss.jobs.commands.try_image import run; "
+        f"config = load_config('configs/demo.yaml', ['run={tmp_path}/none', 'propose.points_per_side=6']); "
+        f"print(*run(config, '{tmp_path}/scene.png', {list(scene.classes)!r}, '{tmp_path}/out.png'), sep='\\n'); "
+        "assert 'ray' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "hand-made prompts" in result.stdout
+    assert f"pixels: {scene.classes[0]} " in result.stdout
+    sheet = Image.open(tmp_path / "out.png")
+    assert sheet.format == "PNG"
+    assert sheet.width > 4 * 400
+    assert len(set(sheet.resize((60, 40)).convert("RGB").get_flattened_data())) > 100
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--labels", "fihs"], ["'fihs' is not a class", "'fish'"]),
+        (
+            ["--labels", "fish", "--output", "nowhere/seed.png"],
+            ["nowhere/seed.png cannot be written: no folder"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, more: list[str], words: list[str]):
+    Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
+    arguments = [str(tmp_path / "grey.png"), *more, "--config", "configs/demo.yaml"]
+    result = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("fmwsss:")]
+    assert all(word in line for word in words)

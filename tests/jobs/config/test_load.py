@@ -1,0 +1,121 @@
+"""Mistakes in a run file: each is one line that names the key, and all are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fmwsss.jobs.config.load import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_our_run_files_are_valid(name: str) -> None:
+    assert load_config(str(CONFIGS / name)).shard_rows >= 1
+
+
+def test_overrides_are_laid_over_the_file() -> None:
+    overrides = ["propose.points_per_side=5", "seeds.fine.box_threshold=null", "learn.segmentation.augment.crop_px=64"]
+    config = load_config(str(CONFIGS / "demo.yaml"), overrides)
+    assert config.propose.points_per_side == 5
+    assert config.seeds.fine.box_threshold is None
+    assert config.learn.segmentation.augment.crop_px == 64
+    assert config.learn.segmentation.augment.long_side_px == (112, 160)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("propose.point_per_side=8", "Unknown key: 'propose.point_per_side'; did you mean 'propose.points_per_side'?"),
+        ("dataset.num_image=3", "Unknown key: 'dataset.num_image'; did you mean 'dataset.num_images'?"),
+        ("runn=x", "Unknown key: 'runn'; did you mean 'run'?"),
+        ("seeds.coarse.alpha=-1", "'seeds.coarse.alpha': input should be greater than 0 (given: -1)"),
+        ("learn.segmentation.context=shared", "'learn.segmentation.context': input should be 'unified' or"),
+        ("clip={model: toy, factory: 'a:b'}", "'clip': give either `model` or `factory`"),
+        ("sam={factory: 'a:b', weights: w.pt}", "'sam': a factory loads its own weights"),
+        ("clip.weights=w.pt", "'clip': the toy model has its own weights"),
+        ("dataset.kind=imagenet", "'dataset': input tag 'imagenet'"),
+        ("vocabulary=voc13", "vocabulary: there is no vocabulary 'voc13'"),
+        ("cluster.train_workers=[2,1]", "train_workers is [least, most], got [2, 1]"),
+        ("propose.points_per_side", "an override looks like key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(CONFIGS / "demo.yaml"), [override])
+    assert sentence in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(CONFIGS / "demo.yaml"), ["runn=x", "seeds.coarse.alpha=0", "propose.crop_layers=9"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_missing_key_and_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: here\nvocabulary: voc12\n")
+    with pytest.raises(ConfigError, match="Missing key: 'dataset'"):
+        load_config(str(tmp_path / "run.yaml"))
+    with pytest.raises(ConfigError, match="no run file at"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
+def test_own_classes_have_rivals_by_default_and_none_by_wish() -> None:
+    """With no background word, an image of one label would have a map of zeros (`test_cam`)."""
+    own, none = (
+        load_config(str(CONFIGS / "own.yaml"), [f"vocabulary={{classes: [horse, lake]{more}}}"]).resolve_vocabulary()
+        for more in ("", ", backgrounds: []")
+    )
+    assert len(own.backgrounds) == 24
+    assert "lake" not in own.backgrounds
+    assert none.backgrounds == ()
+    config = load_config(str(CONFIGS / "demo.yaml"), ["learn.segmentation.num_backgrounds=0"])
+    assert config.learn.segmentation.num_backgrounds == 0
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_config(str(tmp_path / "run.yaml"))
+
+
+def test_a_run_file_is_laid_over_its_base(tmp_path: Path) -> None:
+    plain, more = (load_config(str(CONFIGS / f"{name}.yaml")) for name in ("demo", "demo_segmenter"))
+    assert plain.segmenter is None
+    assert more.segmenter is not None
+    assert (more.cluster.train_workers, more.cluster.num_threads) == ((1, 2), plain.cluster.num_threads)
+    own = ("run", "dataset", "prompts", "segmenter", "predict", "cluster")
+    assert more.model_copy(update={name: getattr(plain, name) for name in own}) == plain
+    (tmp_path / "own.yaml").write_text(f"base: {CONFIGS / 'demo.yaml'}\nseeds: {{fine: {{alpha: 2.5}}}}\n")
+    own = load_config(str(tmp_path / "own.yaml"))
+    assert own.seeds.fine.alpha == 2.5
+    assert own.seeds.fine.maps == plain.seeds.fine.maps
+    assert own.seeds.coarse == plain.seeds.coarse
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("base: absent.yaml", "no run file at .*absent.yaml"), ("base: own.yaml", "each other's `base`")],
+)
+def test_a_base_that_cannot_be_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(tmp_path / "own.yaml"))
+
+
+def test_mistakes_of_the_segmenter_are_told() -> None:
+    path = str(CONFIGS / "demo_segmenter.yaml")
+    for override, message in (
+        ("segmenter.keep=best", "`keep: best` needs `validation` with truth, and `validate_every`"),
+        ("segmenter.iteration=5", "did you mean 'segmenter.iterations'"),
+        ("segmenter.validation.num_image=5", "did you mean 'segmenter.validation.num_images'"),
+        ("predict.scales=[]", "'predict.scales'"),
+        ("segmenter.batch_size=1", "`paste` takes a class from another crop"),
+        ("segmenter.network=deeplabv3plus", "`predict.merge_queries` is of a Mask2Former"),
+        (f"segmenter.weights_sha256={'a' * 64}", "`weights_sha256` is of the one file that `network: deeplabv3plus`"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, [override])

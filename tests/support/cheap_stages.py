@@ -1,0 +1,71 @@
+"""A run without models, for the tests of faults: `python -m tests.cheap RUN ADDRESS [STAGE ...]`.
+
+Everything around the models is the real thing (ingest, decoding, operators of `propose` and `seed`, ledger, lock, Ray
+Data); the replicas are actors that sleep and always find the same. So a run takes seconds, and every stage of it can be
+hit. benchmarks/chaos.py does the same with models.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.scaling import AS_FOUND, IdleClip, IdleSam
+from fmwsss.cluster.execution.session import session
+from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.cluster.storage.driver_lock import hold
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.telemetry.progress import running
+from fmwsss.jobs.cli import _told_in_lines
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.images import ingest
+from fmwsss.jobs.images.decode import decode_shard
+from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.stages import begin_stage, run_sharded
+from fmwsss.jobs.superpixels import propose
+from tests.support.fault_injection import DEMO
+
+NUM_IMAGES, SHARD_ROWS = 24, 2
+SECONDS_PER_IMAGE = 0.3
+STAGES = ["images", "superpixels", "seeds/coarse"]
+SETTINGS = [f"dataset.num_images={NUM_IMAGES}", f"shard_rows={SHARD_ROWS}"]
+
+
+def main() -> None:
+    url, address, *stages = sys.argv[1:]
+    config = load_config(DEMO, [f"run={url}", *SETTINGS])
+    run = Run(Folder(url))
+    with _told_in_lines():
+        run.folder.probe()
+        with hold(run.folder, running):
+            run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": STAGES})
+            with session(address):
+                for stage in stages or STAGES:
+                    do(config, run, stage)
+
+
+def do(config: RunConfig, run: Run, stage: str) -> Receipt:
+    if stage == "images":
+        return ingest.run(config, run)
+    receipts = [receipt for name in STAGES[: STAGES.index(stage)] if (receipt := run.receipt(name))]
+    started = begin_stage(run, stage, {}, receipts)
+    if started.receipt:
+        return started.receipt
+    decode = Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=0.5)
+    if stage == "superpixels":
+        sam = {"seconds_per_image": SECONDS_PER_IMAGE, "height_px": 128, "width_px": 128}
+        model = Operator(IdleSam, sam, num_cpus=0.5, num_replicas=2)
+        write = Operator(propose.write_shard, {"run": run, "settings": AS_FOUND}, num_cpus=0.5)
+    else:
+        model = Operator(IdleClip, {"seconds_per_image": SECONDS_PER_IMAGE}, num_cpus=0.5, num_replicas=2)
+        section = SeedSection(maps="cam", alpha=0.6, box_threshold=None)
+        vocabulary = config.resolve_vocabulary()
+        arguments = {"run": run, "stage": stage, "vocabulary": vocabulary, "section": section}
+        write = Operator(seed.write_shard, {**arguments, "png": True, "confidence": True}, num_cpus=0.5)
+    return run_sharded(run, started, receipts[0].parts, receipts[0].num_rows, [decode, model, write])
+
+
+if __name__ == "__main__":
+    main()
