@@ -205,8 +205,8 @@ class FrozenClip(nn.Module):
         """Each patch in the space that images and texts share, with less of what its surroundings show.
 
         In the last block keys attend to keys, so that a patch gathers from patches like it; with its own query it
-        gathers what the whole image is about. As in arXiv 2404.08181, but for its neighbourhoods; and the residual path
-        and the MLP stay.
+        gathers what the whole image is about. NACLIP (arXiv 2404.08181; method M11, F1) without its neighbourhood term;
+        the residual path and the MLP stay.
         """
         visual = self._visual
         block = visual.transformer.resblocks[-1]

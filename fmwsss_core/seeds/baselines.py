@@ -75,6 +75,7 @@ def vote(
 
     For each class c, ascending: every mask m not used yet with |m & c| / |m| > .5 or |m & c| / |c| >= .85 becomes c,
     and so do the pixels of c that no mask covers. Where masks of two classes overlap the later class stays.
+    Strictly above .5 as in SEPL; the authors' program takes >= .5.
 
     Args:
         superpixels: of one image.

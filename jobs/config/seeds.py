@@ -10,7 +10,7 @@ from fmwsss.jobs.config.base import Count, Section, Share
 
 
 class SeedSection(Section):
-    """From maps and superpixels to a seed (method M2.2 and M5.2).
+    """From maps and superpixels to a seed (method M2.2, M5.2 and M5.4).
 
     `maps` says which maps classify the superpixels; both are stored and judged. `method`: superpixels classified by the
     maps (`sams`), or what it is compared with: a dense CRF on the maps (`crf`), SEPL voting, or the maps alone. Maps at
