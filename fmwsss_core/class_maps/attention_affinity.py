@@ -17,7 +17,7 @@ def refine(
     box_threshold: float | None,
     num_sinkhorn: int,
 ) -> Float[Tensor, "classes tokens"]:
-    """Spread the maps of one image along its attention: A^2 (mask * CAM), A the symmetrised Sinkhorn of W (M2.2, eq. 4).
+    """Spread the maps of one image along its attention: A^2 (mask * CAM), A the symmetric Sinkhorn of W (eq. 4, M2.2).
 
     Never part of a graph.
 
