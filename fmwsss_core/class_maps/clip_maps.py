@@ -1,4 +1,4 @@
-"""Class maps of images with a frozen CLIP and text embeddings: CAM, and CAM refined by affinity (method M2)."""
+"""Class maps of images with a frozen CLIP and text embeddings, and the same refined by affinity (method M2, M11)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from fmwsss.core.class_maps.attention_affinity import refine
-from fmwsss.core.class_maps.softmax_gradcam import normalise, softmax_gradcam
+from fmwsss.core.class_maps.softmax_gradcam import normalise
+from fmwsss.core.class_maps.sources import GradCam, MapSource, View, num_blocks_of
 from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
 from fmwsss.core.resize import upsample
 
@@ -21,12 +22,14 @@ class ClassMaps:
     """The maps of one image on CLIP's patch grid, one for each of its classes, 0 to 1.
 
     Attributes:
-        cam: class activation maps.
-        refined_cam: the same after the attention-based affinity.
+        cam: class maps as their source makes them.
+        refined_cam: the same after the attention-based affinity; None where that was not asked for.
+        background: a map of the surroundings, 0 to 1; None from a source that has none.
     """
 
     cam: Float32[np.ndarray, "present grid_height grid_width"]
-    refined_cam: Float32[np.ndarray, "present grid_height grid_width"]
+    refined_cam: Float32[np.ndarray, "present grid_height grid_width"] | None
+    background: Float32[np.ndarray, "grid_height grid_width"] | None = None
 
 
 def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
@@ -45,6 +48,8 @@ def map_classes(
     num_sinkhorn: int,
     scales: Sequence[float] = (1.0,),
     num_attention_blocks: int = NUM_ATTENTION_BLOCKS,
+    source: MapSource | None = None,
+    flip: bool = False,
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -54,49 +59,56 @@ def map_classes(
         class_indices: of each image, ascending (1 to the number of classes).
         foreground: text embeddings of the classes.
         background: text embeddings of the surroundings.
-        box_threshold: as in `affinity.refine`; so is `num_sinkhorn`.
+        box_threshold: as in `attention_affinity.refine`; so is `num_sinkhorn`.
         scales: of the images; with more than one, maps are made at each and averaged on the finest grid.
-        num_attention_blocks: whose attention makes the affinity, counted from the last.
+        num_attention_blocks: whose attention makes the affinity, counted from the last; 0: there is no affinity.
+        source: of the maps; None: Softmax-GradCAM.
+        flip: whether the maps of the mirrored images are averaged in.
 
     Raises:
         ValueError: images of different patch grids.
     """
+    source = source or GradCam()
     grids = {patch_grid(clip, *image.shape[:2]) for image in images}
     if len(grids) != 1:
         raise ValueError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
     present = torch.zeros(len(images), len(foreground), dtype=torch.bool, device=clip.device)
     for row, indices in enumerate(class_indices):
         present[row, [index - 1 for index in indices]] = True
-    text, affinity = (foreground, background), (box_threshold, num_sinkhorn, num_attention_blocks)
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
-    at_scales = [
-        _maps_at(clip, torch.cat([clip.preprocess(image, scale) for image in pixels]), present, *text, *affinity)
-        for scale in sorted(scales)
-    ]
-    return [_averaged(own) for own in zip(*at_scales, strict=True)]
+    blocks = tuple(sorted(source.blocks_kept(num_blocks_of(clip))))
+    views = []
+    for scale in sorted(scales):
+        at_scale = torch.cat([clip.preprocess(image, scale) for image in pixels])
+        for is_mirrored in (False, True) if flip else (False,):
+            seen = at_scale.flip(3) if is_mirrored else at_scale
+            view = View(clip, seen, present, foreground, background, blocks, num_attention_blocks)
+            views.append(_maps_of(view, source, box_threshold, num_sinkhorn, is_mirrored))
+    return [_averaged(own) for own in zip(*views, strict=True)]
 
 
-def _maps_at(
-    clip: FrozenClip,
-    pixels: Float[Tensor, "images 3 height width"],
-    present: Bool[Tensor, "images classes"],
-    foreground: Float[Tensor, "classes embed"],
-    background: Float[Tensor, "backgrounds embed"],
-    box_threshold: float | None,
-    num_sinkhorn: int,
-    num_attention_blocks: int,
+def _maps_of(
+    view: View, source: MapSource, box_threshold: float | None, num_sinkhorn: int, is_mirrored: bool
 ) -> list[ClassMaps]:
-    features = clip.encode_image(pixels, num_attention_blocks)
-    assert features.attention is not None
-    block = clip.last_block(features.last_block_input)
-    maps = softmax_gradcam(block, clip.logit_scale, foreground, background, present)
-    cams = normalise(maps.cam)
-    found = []
-    for number, attention in enumerate(features.attention):
-        own = cams[maps.image == number]
-        refined = normalise(refine(attention, own, features.grid, box_threshold, num_sinkhorn))
-        found.append(ClassMaps(*(x.float().reshape(-1, *features.grid).cpu().numpy() for x in (own, refined))))
-    return found
+    """The maps of each image of a view, upright again."""
+    found = source.maps(view)
+    image = view.present.nonzero()[:, 0]
+
+    def upright(maps: Tensor) -> np.ndarray:
+        on_grid = maps.float().reshape(-1, *view.grid)
+        return (on_grid.flip(2) if is_mirrored else on_grid).cpu().numpy()
+
+    maps = []
+    for number in range(len(view.present)):
+        own, refined, background = found.maps[image == number], None, None
+        if view.num_attention_blocks:
+            assert view.features.attention is not None
+            attention = view.features.attention[number]
+            refined = upright(normalise(refine(attention, own, view.grid, box_threshold, num_sinkhorn)))
+        if found.background is not None:
+            background = upright(found.background[number])[0]
+        maps.append(ClassMaps(upright(own), refined, background))
+    return maps
 
 
 def _averaged(maps: Sequence[ClassMaps]) -> ClassMaps:
@@ -104,9 +116,17 @@ def _averaged(maps: Sequence[ClassMaps]) -> ClassMaps:
     if len(maps) == 1:
         return maps[0]
 
-    def mean(of_scales: list[Float32[np.ndarray, "present _ _"]]) -> Float32[np.ndarray, "present height width"]:
-        shape = of_scales[-1].shape[1:]
-        total = np.mean([upsample(own, *shape) for own in of_scales], axis=0)
+    def mean(of_views: list[Float32[np.ndarray, "maps _ _"]]) -> Float32[np.ndarray, "maps height width"]:
+        shape = of_views[-1].shape[1:]
+        return np.mean([upsample(own, *shape) for own in of_views], axis=0)
+
+    def scaled(total: Float32[np.ndarray, "maps height width"]) -> Float32[np.ndarray, "maps height width"]:
         return normalise(torch.from_numpy(total).flatten(1)).numpy().reshape(total.shape)
 
-    return ClassMaps(mean([own.cam for own in maps]), mean([own.refined_cam for own in maps]))
+    refined = [own.refined_cam for own in maps if own.refined_cam is not None]
+    background = [own.background[None] for own in maps if own.background is not None]
+    return ClassMaps(
+        scaled(mean([own.cam for own in maps])),
+        scaled(mean(refined)) if refined else None,
+        mean(background)[0] if background else None,
+    )

@@ -15,8 +15,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmwsss.core.clip.frozen_linear import frozen_linear
-from fmwsss.core.clip.last_block import LastBlock, attention_weights, run_last_block, split_heads
+from fmwsss.core.clip.last_block import (
+    LastBlock,
+    after_attention,
+    attention_weights,
+    join_heads,
+    run_last_block,
+    split_heads,
+)
 from fmwsss.core.clip.prefix_tree import TokenTree
 
 # Of how many last blocks the attention is averaged (M2.2).
@@ -171,13 +177,13 @@ class FrozenClip(nn.Module):
                 break
             query, key, value = split_heads(block.attn, block.ln_1(x))
             if i < first_averaged:
-                x = _after_attention(block, x, _joined(functional.scaled_dot_product_attention(query, key, value)))
+                x = after_attention(block, x, join_heads(functional.scaled_dot_product_attention(query, key, value)))
             else:
                 weights = attention_weights(query, key)
                 mean = weights.mean(dim=1)[:, 1:, 1:]
                 attention = mean if attention is None else attention + mean
                 if i < len(blocks) - 1:
-                    x = _after_attention(block, x, _joined(weights @ value))
+                    x = after_attention(block, x, join_heads(weights @ value))
             if i in blocks_kept:
                 kept.append(x)
         if attention is not None:
@@ -211,8 +217,8 @@ class FrozenClip(nn.Module):
         visual = self._visual
         block = visual.transformer.resblocks[-1]
         _, key, value = split_heads(block.attn, block.ln_1(last_block_input))
-        attended = _joined(functional.scaled_dot_product_attention(key, key, value))
-        return visual.ln_post(_after_attention(block, last_block_input, attended)[:, 1:]) @ visual.proj
+        attended = join_heads(functional.scaled_dot_product_attention(key, key, value))
+        return visual.ln_post(after_attention(block, last_block_input, attended)[:, 1:]) @ visual.proj
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "prompts length"]:
         """Token ids of texts, [SOS] first, [EOS] last, zeros after it, up to the context length of this CLIP.
@@ -265,9 +271,9 @@ class FrozenClip(nn.Module):
         *blocks, last = model.transformer.resblocks
         x = token_embeddings + model.positional_embedding[tree.position]
         for block in blocks:
-            x = _after_attention(block, x, _attend_in_tree(block, x, tree))
+            x = after_attention(block, x, _attend_in_tree(block, x, tree))
         ends = tree.path[:, -1]
-        x = _after_attention(last, x[ends], _attend_in_tree(last, x, tree)[ends])
+        x = after_attention(last, x[ends], _attend_in_tree(last, x, tree)[ends])
         # Logits are cosines times a hundred: their last step keeps its digits, under autocast too.
         with torch.autocast(x.device.type, enabled=False):
             x, projection = model.ln_final(x), model.text_projection
@@ -304,21 +310,7 @@ def _attend_in_tree(block: Any, x: Tensor, tree: TokenTree) -> Tensor:
     num_prompts, length = tree.path.shape
     # One product of all nodes has no copies to add up on the way back; of many that share little it is mostly masked.
     if len(x) ** 2 <= 4 * num_prompts * length**2:
-        return _joined(functional.scaled_dot_product_attention(query, key, value, attn_mask=tree.above))[0]
+        return join_heads(functional.scaled_dot_product_attention(query, key, value, attn_mask=tree.above))[0]
     query, key, value = (heads[0][:, tree.path].transpose(0, 1) for heads in (query, key, value))
     along = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return _joined(along)[tree.owner, tree.position]
-
-
-def _joined(heads: Tensor) -> Tensor:
-    """(batch, heads, tokens, width of a head) to (batch, tokens, width)."""
-    return heads.transpose(1, 2).flatten(2)
-
-
-def _after_attention(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a residual block: heads, already joined, projected; residual path, MLP."""
-    projection = block.attn.out_proj
-    into, activation, out_of = block.mlp
-    x = x + block.ls_1(frozen_linear(attended, projection.weight, projection.bias))
-    hidden = frozen_linear(block.ln_2(x), into.weight, into.bias, activation)
-    return x + block.ls_2(frozen_linear(hidden, out_of.weight, out_of.bias))
+    return join_heads(along)[tree.owner, tree.position]

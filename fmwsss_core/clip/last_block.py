@@ -190,6 +190,31 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, dim=3)
 
 
+def join_heads(heads: Tensor) -> Tensor:
+    """(batch, heads, tokens, width of a head) to (batch, tokens, width)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def after_attention(block: Any, x: Tensor, attended: Tensor, residual: bool = True, mlp: bool = True) -> Tensor:
+    """The rest of a residual block: heads, already joined, projected; residual path, MLP.
+
+    Args:
+        block: an open_clip `ResidualAttentionBlock`.
+        x: its input.
+        attended: the joined heads, of the same tokens.
+        residual: whether the residual path around the attention is taken (M11 F1 a).
+        mlp: whether the MLP, with its own residual path, comes after it.
+    """
+    projection = block.attn.out_proj
+    projected = block.ls_1(frozen_linear(attended, projection.weight, projection.bias))
+    x = x + projected if residual else projected
+    if not mlp:
+        return x
+    into, activation, out_of = block.mlp
+    hidden = frozen_linear(block.ln_2(x), into.weight, into.bias, activation)
+    return x + block.ls_2(frozen_linear(hidden, out_of.weight, out_of.bias))
+
+
 def _normalised(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """What a layer norm multiplies its weight with, and the factor by which it scaled its centred input."""
     variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)

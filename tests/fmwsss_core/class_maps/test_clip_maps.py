@@ -31,6 +31,8 @@ def test_images_of_one_grid_go_together_and_give_what_each_gives_alone(clip: Fro
         (alone,) = map_classes(clip, [image], [indices], *text, box_threshold=0.4, num_sinkhorn=1)
         assert maps.cam.shape == (len(indices), 4, 6)
         np.testing.assert_allclose(maps.cam, alone.cam, atol=1e-4)
+        assert maps.refined_cam is not None
+        assert alone.refined_cam is not None
         np.testing.assert_allclose(maps.refined_cam, alone.refined_cam, atol=1e-4)
     assert 0.5 < max(maps.cam.max(initial=0) for maps in together) <= 1
 
