@@ -98,7 +98,7 @@ def test_a_local_ray_is_for_its_owner_alone(tmp_path: Path) -> None:
     """The token is private from its first moment on, and who has it not is turned away."""
     code = """
 import os, subprocess, sys
-from cluster.session import session, token_file
+from fmwsss.cluster.execution.session import session, token_file
 import ray
 with session(num_cpus=1):
     print(oct(token_file().stat().st_mode & 0o777))

@@ -87,7 +87,8 @@ def test_the_replicas_of_a_machine_fetch_once(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url, sha256 = f"http://127.0.0.1:{server.server_port}/w.pth", hashlib.sha256(b"weights").hexdigest()
     code = f"""
-from cluster.models import ModelSpec, weights_file
+from fmwsss.cluster.models.spec import ModelSpec
+from fmwsss.cluster.models.weights import weights_file
 print(weights_file(ModelSpec(model="vit_b", weights="{url}", sha256="{sha256}")).read_bytes())
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

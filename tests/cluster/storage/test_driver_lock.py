@@ -21,7 +21,7 @@ from fmwsss.cluster.storage.folder import Folder
 ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
-from cluster import lock
+from fmwsss.cluster.storage import driver_lock as lock
 from fmwsss.cluster.storage.folder import Folder
 lock.BEAT_S = 0.1
 with lock.hold(Folder(sys.argv[1]), lambda: {"stage": "images"}):
