@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -11,22 +13,39 @@ from fmwsss.core.labels import IGNORE
 
 SMALLEST_SCALE = 1e-12  # of a map that is made relative: one that is nought stays nought
 
+# What a loss is the mean over: all pairs (or their pixels) of the batch, or each image first and then the images.
+MeanOver = Literal["batch", "image"]
+
 
 def multi_label_contrastive(
-    logits: Float[Tensor, "batch classes"], present: Bool[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"], present: Bool[Tensor, "batch classes"], mean_over: MeanOver = "batch"
 ) -> Float[Tensor, ""]:
     """Multi-label contrastive loss (M4): each present class against the classes absent from its image.
 
     Mean over (image, present class) pairs of log(exp(Y_p) + sum over absent n of exp(Y_n)) - Y_p. A pair without an
     absent class does not count; a batch without a pair gives a zero that is connected to `logits`.
+
+    Args:
+        logits: Y of every image and foreground class.
+        present: which classes each image is labelled with.
+        mean_over: `batch` all its pairs (the authors), `image` the pairs of each image first, then the images that have
+            one (the paper).
     """
-    counted = present & ~present.all(dim=1, keepdim=True)
+    counted = counted_pairs(present)
     image, column = counted.nonzero(as_tuple=True)
     if len(image) == 0:
         return logits.sum() * 0
     positive = logits[image, column]
     negative = logits[image].masked_fill(present[image], -torch.inf).logsumexp(dim=1)
-    return (torch.logaddexp(positive, negative) - positive).mean()
+    cost = torch.logaddexp(positive, negative) - positive
+    if mean_over == "batch":
+        return cost.mean()
+    return (cost / counted.sum(dim=1)[image]).sum() / counted.any(dim=1).sum()
+
+
+def counted_pairs(present: Bool[Tensor, "batch classes"]) -> Bool[Tensor, "batch classes"]:
+    """The (image, present class) pairs of `multi_label_contrastive`: those with a class that is absent."""
+    return present & ~present.all(dim=1, keepdim=True)
 
 
 def binary_cross_entropy(
@@ -43,13 +62,15 @@ def cam_activation(
     class_index: Int[Tensor, "rows"],
     *,
     is_relative: bool = False,
+    is_rectified: bool = False,
+    mean_over: MeanOver = "batch",
 ) -> Float[Tensor, ""]:
     """CAM activation loss (M4): lift each map to its own maximum on its class, press it to 0 elsewhere.
 
     The maps are upsampled bilinearly (align_corners False) to the label maps. For a row of class c: m = the maximum
     over its pixels labelled c, at least 0, held fixed; |m - CAM| on those pixels, max(CAM, 0) on the other labelled
-    pixels. The sum over all rows is divided by the number of their labelled pixels (not 255). Rows of an image whose
-    label map shows no foreground do not count; without any row left the loss is a zero connected to `cam_maps`.
+    pixels. Rows of an image whose label map shows no foreground do not count; without any row left the loss is a zero
+    connected to `cam_maps`.
 
     Args:
         cam_maps: raw maps (not rectified), as `ClassMaps.cam` on its grid.
@@ -58,16 +79,25 @@ def cam_activation(
         class_index: foreground column of each row, 0-based: its pixels are labelled class_index + 1.
         is_relative: divide each map by its largest absolute value first, held fixed. Raw maps are as small as a mean
             over tokens of the gradient of another, and their loss is then nothing beside one on the logits.
+        is_rectified: negative values of the upsampled maps are 0 first, as the paper has it; the authors' are raw.
+        mean_over: `batch` divides the sum over all rows by the number of their labelled pixels (not 255; the authors).
+            `image` divides the sum over the rows of each image by rows x height x width, and takes the mean of the
+            images that count (the paper).
     """
     counted = _labelled_rows(cam_maps, labels, image, class_index)
     if counted is None:
         return cam_maps.sum() * 0
-    cam, on_class, valid = counted
+    cam, on_class, valid, owner = counted
+    if is_rectified:
+        cam = cam.clamp(min=0)
     target = cam.detach().masked_fill(~on_class, 0).amax(dim=(1, 2), keepdim=True).clamp(min=0)
     cost = torch.where(on_class, (target - cam).abs(), cam.clamp(min=0)) * valid
     if is_relative:
         cost = cost / cam.detach().abs().amax(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_SCALE)
-    return cost.sum() / valid.sum()
+    if mean_over == "batch":
+        return cost.sum() / valid.sum()
+    num_rows = owner.bincount(minlength=len(labels))
+    return (cost.mean(dim=(1, 2)) / num_rows[owner]).sum() / (num_rows > 0).sum()
 
 
 def pixel_cross_entropy(
@@ -84,21 +114,27 @@ def pixel_cross_entropy(
     counted = _labelled_rows(cam_maps, labels, image, class_index)
     if counted is None:
         return cam_maps.sum() * 0
-    cam, on_class, valid = counted
+    cam, on_class, valid, _ = counted
     cost = functional.binary_cross_entropy_with_logits(cam, on_class.to(cam), reduction="none") * valid
     return cost.sum() / valid.sum()
 
 
 def _labelled_rows(
     cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Upsampled maps of the rows that count, which of their pixels show the class, and which are labelled."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Upsampled maps of the rows that count, which of their pixels show the class, which are labelled; whose rows."""
+    rows = shows_class(labels)[image].nonzero()[:, 0]
     labels = labels.long()
-    shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
-    rows = shows_class[image].nonzero()[:, 0]
     if len(rows) == 0:
         return None
     size = (labels.shape[1], labels.shape[2])
     cam = functional.interpolate(cam_maps[rows, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     label = labels[image[rows]]
-    return cam, label == class_index[rows, None, None] + 1, label != IGNORE
+    return cam, label == class_index[rows, None, None] + 1, label != IGNORE, image[rows]
+
+
+def shows_class(
+    labels: UInt8[Tensor, "batch height width"] | Int[Tensor, "batch height width"],
+) -> Bool[Tensor, "batch"]:
+    """Which label maps show any foreground: the images of `cam_activation` that count."""
+    return ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)

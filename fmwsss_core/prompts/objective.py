@@ -15,14 +15,18 @@ from fmwsss.core.clip.last_block import LastBlock, MapProduct
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.prompts.losses import (
+    MeanOver,
     binary_cross_entropy,
     cam_activation,
+    counted_pairs,
     multi_label_contrastive,
     pixel_cross_entropy,
+    shows_class,
 )
 
 ClassificationLoss = Literal["mcl", "bce"]
 CamLoss = Literal["cal", "relative-cal", "ce"]
+CamMap = Literal["raw", "rectified"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,29 @@ class PromptLoss:
     The counts let several workers average as one would: a mean of means is another number.
 
     Attributes:
-        classification: mean over `num_pairs` pairs of an image and a class.
-        cam: mean over `num_pixels` labelled pixels of all maps; 0 without label maps.
+        classification: mean over `num_classified` pairs of an image and a class, or images.
+        cam: mean over `num_mapped` labelled pixels of all maps, or images; 0 without label maps.
     """
 
     classification: Float[Tensor, ""]
     cam: Float[Tensor, ""]
-    num_pairs: int
-    num_pixels: int
+    num_classified: int
+    num_mapped: int
+
+    def weighted(
+        self, classification_weight: float, cam_weight: float, all_classified: int, all_mapped: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """This worker's part of the loss that is minimised, and of its two terms.
+
+        Args:
+            classification_weight: of the loss on the logits.
+            cam_weight: of the loss on the maps.
+            all_classified: the sum of `num_classified` over all workers.
+            all_mapped: that of `num_mapped`.
+        """
+        classification = self.classification * share_of(self.num_classified, all_classified)
+        cam = self.cam * share_of(self.num_mapped, all_mapped)
+        return classification_weight * classification + cam_weight * cam, classification, cam
 
 
 def prompt_loss(
@@ -53,6 +72,8 @@ def prompt_loss(
     *,
     classification_loss: ClassificationLoss = "mcl",
     cam_loss: CamLoss = "cal",
+    cam_map: CamMap = "raw",
+    mean_over: MeanOver = "batch",
 ) -> PromptLoss:
     """A loss on the logits, and where there are label maps one on the class activation maps (method M4).
 
@@ -66,23 +87,29 @@ def prompt_loss(
         classification_loss: `mcl` multi-label contrastive, `bce` binary cross-entropy.
         cam_loss: `cal` CAM activation, `relative-cal` the same of maps divided by their largest values, `ce` pixel-wise
             cross-entropy.
+        cam_map: whether CAM activation reads the raw maps (the authors) or the rectified ones (the paper).
+        mean_over: as `multi_label_contrastive` and `cam_activation` have it; their baselines know `batch` alone.
     """
     maps = softmax_gradcam(block, logit_scale, foreground, background, present)
     if classification_loss == "mcl":
-        classification = multi_label_contrastive(maps.logits, present)
-        num_pairs = int((present & ~present.all(dim=1, keepdim=True)).sum())
+        classification = multi_label_contrastive(maps.logits, present, mean_over)
+        pairs = counted_pairs(present)
+        num_classified = int((pairs if mean_over == "batch" else pairs.any(dim=1)).sum())
     else:
-        classification, num_pairs = binary_cross_entropy(maps.logits, present), present.numel()
+        classification, num_classified = binary_cross_entropy(maps.logits, present), present.numel()
     if labels is None:
-        return PromptLoss(classification, classification.new_zeros(()), num_pairs, 0)
+        return PromptLoss(classification, classification.new_zeros(()), num_classified, 0)
     arguments = (maps.cam.reshape(-1, *grid), labels, maps.image, maps.class_index)
+    shown = shows_class(labels)
+    num_mapped = int(((labels != IGNORE).flatten(1).sum(dim=1) * shown)[maps.image].sum())
     if cam_loss == "ce":
-        cam = pixel_cross_entropy(*arguments)
-    else:
-        cam = cam_activation(*arguments, is_relative=cam_loss == "relative-cal")
-    shows_class = ((labels > 0) & (labels != IGNORE)).flatten(1).any(dim=1)
-    valid = (labels != IGNORE).flatten(1).sum(dim=1) * shows_class
-    return PromptLoss(classification, cam, num_pairs, int(valid[maps.image].sum()))
+        return PromptLoss(classification, pixel_cross_entropy(*arguments), num_classified, num_mapped)
+    if mean_over == "image":
+        num_mapped = int((shown & present.any(dim=1)).sum())
+    cam = cam_activation(
+        *arguments, is_relative=cam_loss == "relative-cal", is_rectified=cam_map == "rectified", mean_over=mean_over
+    )
+    return PromptLoss(classification, cam, num_classified, num_mapped)
 
 
 def share_of(count: int, total: int) -> float:

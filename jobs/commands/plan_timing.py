@@ -34,11 +34,12 @@ def learning_step_s(
     features = tuple(torch.randn(batch_size, *shape) for shape in shapes_of(clip, section)) if section.cache else ()
     present = torch.zeros(batch_size, len(vocabulary.classes), dtype=torch.bool)
     present[:, 0] = True
-    batch = Batch(None if section.cache else images, features, present, labels if section.cam_loss_weight else None)
+    batch = Batch(None if section.cache else images, features, present, labels if section.cam_weight else None)
 
     def step() -> None:
         loss = batch_loss(clip, learner, batch, section, FittingBatch(section.batch_size))
-        (loss.classification + section.cam_loss_weight * loss.cam).backward()
+        counts = (loss.num_classified, loss.num_mapped)
+        loss.weighted(section.classification_weight, section.cam_weight, *counts)[0].backward()
 
     return _second_time_s(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
         raise ConfigError(f"{path} holds no settings")
     for override in overrides or []:
         _lay_over(raw, override)
+    raw = _renewed(raw, path)
     if secret := list(_keys_of_secrets(raw)):
         # Manifests, receipts and messages repeat addresses; and this line must not.
         told = "may hold no user, password or signature; credentials come from the environment (docs/cluster.md)"
@@ -72,6 +74,29 @@ def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
     except ValueError as error:
         raise ConfigError(f"{path}: vocabulary: {error}") from None
     return config
+
+
+def _renewed(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    """A run file with the keys of earlier versions in today's words, which are told.
+
+    `cam_loss_weight: w` stood beside a loss on the logits whose weight was always 1.
+    """
+    learn = raw.get("learn")
+    if not isinstance(learn, dict):
+        return raw
+    renewed = {}
+    for which, section in learn.items():
+        if not isinstance(section, dict) or "cam_loss_weight" not in section:
+            continue
+        weight = section["cam_loss_weight"]
+        own = {key: value for key, value in section.items() if key != "cam_loss_weight"}
+        renewed[which] = {**own, "classification_weight": 1.0, "cam_weight": weight}
+        print(
+            f"{path}: 'learn.{which}.cam_loss_weight' is read as classification_weight: 1, cam_weight: {weight}; "
+            "please write that (docs/prompts.md)",
+            file=sys.stderr,
+        )
+    return {**raw, "learn": {**learn, **renewed}}
 
 
 def _keys_of_secrets(value: Any, key: str = "") -> Iterator[str]:

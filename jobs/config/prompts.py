@@ -18,8 +18,14 @@ class AugmentSection(Section):
     flip: bool = True
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
 class LearnSection(Section):
-    """One set of prompts and how it is learned (method M3 and M4)."""
+    """One set of prompts and how it is learned (method M3 and M4).
+
+    What is minimised is classification_weight * (loss on the logits) + cam_weight * (loss on the maps).
+    """
 
     context: Literal["unified", "class-specific"]
     name_position: Literal["end", "front", "middle"]
@@ -29,7 +35,10 @@ class LearnSection(Section):
     num_backgrounds: Annotated[int, Field(ge=0)] = 25
     classification_loss: Literal["mcl", "bce"] = "mcl"
     cam_loss: Literal["cal", "relative-cal", "ce"] = "cal"
-    cam_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    cam_map: Literal["raw", "rectified"] = "raw"  # that CAL reads; authors raw, paper rectified
+    mean_over: Literal["batch", "image"] = "batch"  # of MCL and CAL; authors batch, paper each image first
+    classification_weight: Weight
+    cam_weight: Weight
     epochs: Annotated[float, Field(gt=0)] | None = None  # or `iterations`; without either see `num_iterations`
     iterations: Count | None = None
     batch_size: Count = 16
@@ -71,13 +80,42 @@ class LearnSection(Section):
             )
 
 
+class ClassificationPrompts(LearnSection):
+    """The first set: from image labels alone, so without a loss on maps."""
+
+    classification_weight: Weight = 1.0
+    cam_weight: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _no_maps(self) -> ClassificationPrompts:
+        if self.cam_weight:
+            raise ValueError("`cam_weight` needs seeds, and there are none before these prompts: only 0 is possible")
+        if not self.classification_weight:
+            raise ValueError("`classification_weight` must be larger than 0: nothing would be learned")
+        return self
+
+
+class SegmentationPrompts(LearnSection):
+    """The second set: from coarse seeds. The paper and its authors have the loss on maps alone (M4)."""
+
+    classification_weight: Weight = 0.0
+    cam_weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> SegmentationPrompts:
+        if not (self.classification_weight or self.cam_weight):
+            raise ValueError("`classification_weight` and `cam_weight` are both 0: nothing would be learned")
+        return self
+
+
 class LearnStages(Section):
     """The two sets of prompts, in the order in which they are learned.
 
-    `joint_every` is the paper's joint loss: every so many iterations the segmentation prompts get new coarse seeds,
-    from the classification prompts as they were at that iteration. Left out, they get those of the final ones.
+    `joint_every`: every so many iterations the segmentation prompts get new coarse seeds, from the classification
+    prompts as they were at that iteration; with the weights 1, 0 and 0, 1 that is the paper's joint loss (M4). Left
+    out, they get those of the final ones.
     """
 
-    classification: LearnSection
-    segmentation: LearnSection
+    classification: ClassificationPrompts
+    segmentation: SegmentationPrompts
     joint_every: Count | None = None

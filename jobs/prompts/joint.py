@@ -12,9 +12,11 @@ def learn_segmentation(config: RunConfig, run: Run) -> Receipt:
     """Learns the segmentation prompts.
 
     In joint mode (`learn.joint_every`) the coarse seeds of iterations i k to (i + 1) k come from the classification
-    prompts at iteration i k. No gradient passes through a seed, and the two sets of prompts share nothing: so the joint
-    loss of the paper is minimised by the same steps when the classification prompts go first and leave a snapshot every
-    k iterations.
+    prompts at iteration i k. The joint loss of the paper, L_MCL + L_CAL, has the logits of the classification prompts
+    in its first term and the maps of the segmentation prompts in its second (M4). No gradient passes through a seed,
+    and the two sets share no parameter: so with the weights 1, 0 and 0, 1 (the defaults) that loss is minimised by the
+    same steps when the classification prompts go first and leave a snapshot every k iterations. With a
+    `learn.segmentation.classification_weight` above 0 it is another loss, ours.
 
     Raises:
         ValueError: the stages before it are not complete, or there is no image to learn from.

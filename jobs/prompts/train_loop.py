@@ -19,7 +19,7 @@ from fmwsss.cluster.telemetry.tensorboard import EventLog, peak_memory_bytes
 from fmwsss.core.adaptive_batch import FittingBatch
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.prompts.learner import PromptLearner
-from fmwsss.core.prompts.objective import learning_rate, make_optimizer, share_of
+from fmwsss.core.prompts.objective import learning_rate, make_optimizer
 from fmwsss.jobs.prompts.learn_job import LearnJob, snapshot_file
 from fmwsss.jobs.prompts.probe_images import load_examples
 from fmwsss.jobs.prompts.train_step import batch_loss, make_learner
@@ -57,15 +57,15 @@ def train_loop(settings: dict[str, Any]) -> None:
                 group["lr"] = rate
             optimizer.zero_grad()
             loss = batch_loss(clip, learner, batch, section, views)
-            num_pairs, num_pixels = sum_numbers([loss.num_pairs, loss.num_pixels], num_workers, clip.device)
-            classification = loss.classification * share_of(loss.num_pairs, int(num_pairs))
-            cam = loss.cam * share_of(loss.num_pixels, int(num_pixels))
-            (classification + section.cam_loss_weight * cam).backward()
+            counts = sum_numbers([loss.num_classified, loss.num_mapped], num_workers, clip.device)
+            weights = (section.classification_weight, section.cam_weight)
+            weighted, classification, cam = loss.weighted(*weights, *map(int, counts))
+            weighted.backward()
             if num_workers > 1:
                 sum_gradients(list(learner.parameters()))
             optimizer.step()
             of_logits, of_maps = sum_numbers([float(classification), float(cam)], num_workers, clip.device)
-            total = of_logits + section.cam_loss_weight * of_maps
+            total = section.classification_weight * of_logits + section.cam_weight * of_maps
             if not math.isfinite(total):
                 raise ValueError(
                     f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate"

@@ -48,5 +48,6 @@ def batch_loss(
     return prompt_loss(
         block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
         batch.labels.to(clip.device) if batch.labels is not None else None,
-        classification_loss=section.classification_loss, cam_loss=section.cam_loss,
+        classification_loss=section.classification_loss, cam_loss=section.cam_loss, cam_map=section.cam_map,
+        mean_over=section.mean_over,
     )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmwsss.core.prompts.losses import (
+    MeanOver,
     binary_cross_entropy,
     cam_activation,
     multi_label_contrastive,
@@ -19,14 +22,14 @@ torch.set_num_threads(1)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5))
-def test_contrastive_against_a_loop(seed: int, batch: int, classes: int):
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5), st.sampled_from(["batch", "image"]))
+def test_contrastive_against_a_loop(seed: int, batch: int, classes: int, mean_over: MeanOver):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, classes, dtype=torch.float64, generator=generator) * 5
     logits.requires_grad_()
     present = torch.rand(batch, classes, generator=generator) < 0.5
-    loss = multi_label_contrastive(logits, present)
-    expected = reference.multi_label_contrastive(logits.detach(), present)
+    loss = multi_label_contrastive(logits, present, mean_over)
+    expected = reference.multi_label_contrastive(logits.detach(), present, mean_over)
     assert float(loss.detach()) == pytest.approx(0.0 if expected is None else expected, rel=1e-12, abs=1e-12)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.isfinite(gradient).all()
@@ -43,9 +46,12 @@ def test_contrastive_survives_large_logits():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["cal", "relative-cal", "ce"]))
-def test_losses_on_maps_against_a_loop(seed: int, as_bytes: bool, kind: str):
-    named = {"is_relative": True} if kind == "relative-cal" else {}
+@given(
+    st.integers(0, 10_000), st.booleans(), st.sampled_from(["cal", "relative-cal", "ce"]), st.booleans(), st.booleans()
+)
+def test_losses_on_maps_against_a_loop(seed: int, as_bytes: bool, kind: str, is_rectified: bool, per_image: bool):
+    named: dict[str, Any] = {"is_rectified": is_rectified, "mean_over": "image" if per_image else "batch"}
+    named = {} if kind == "ce" else {**named, "is_relative": kind == "relative-cal"}
     ours = pixel_cross_entropy if kind == "ce" else cam_activation
     theirs = reference.pixel_cross_entropy if kind == "ce" else reference.cam_activation
     generator = torch.Generator().manual_seed(seed)
@@ -74,6 +80,19 @@ def test_activation_by_hand():
     assert cam.grad is not None
     # The maximum is held fixed: it pulls the others up and is not pulled down.
     torch.testing.assert_close(cam.grad[0, 0], torch.tensor([0.0, -1.0, 1.0, 0.0]) / 3)
+
+
+def test_activation_of_the_paper_by_hand():
+    cam = torch.tensor([[[3.0, -1.0, 2.0, -2.0]], [[1.0, 1.0, 4.0, -1.0]], [[2.0, 0.0, 0.0, 0.0]]], requires_grad=True)
+    labels = torch.tensor([[[1, 1, 0, 255]], [[0, 2, 0, 0]]])
+    image, class_index = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    loss = cam_activation(cam, labels, image, class_index, is_rectified=True, mean_over="image")
+    # First image, two classes: (0 + 3 + 2) and (0 + 1 + 1 + 4) over 2 x 4 pixels; second, one class: 2 + 0 over 1 x 4.
+    assert float(loss.detach()) == pytest.approx(((5 + 6) / 8 + 2 / 4) / 2)
+    loss.backward()
+    assert cam.grad is not None
+    # What is negative is cut off: nothing pulls it, not even on its class.
+    torch.testing.assert_close(cam.grad[0, 0], torch.tensor([0.0, 0.0, 1.0, 0.0]) / 16)
 
 
 def test_activation_lifts_a_negative_class_to_zero():

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.prompts.learner import Context, NamePosition, PromptLearner
+from fmwsss.core.prompts.losses import MeanOver
 from fmwsss.core.prompts.objective import (
     CamLoss,
     ClassificationLoss,
@@ -23,6 +24,7 @@ from fmwsss.core.prompts.objective import (
 )
 from fmwsss.core.toy.models import toy_clip
 from fmwsss.core.toy.world import TOY, draw_scene
+from tests.references import losses as losses_reference
 from tests.references import softmax_gradcam as reference
 from tests.references.clip import embed_activation
 
@@ -90,15 +92,22 @@ def test_steps_lower_the_loss_and_move_the_contexts_only(
         total.backward()
         optimizer.step()
         totals.append(float(total.detach()))
-        assert loss.num_pairs == int(present.sum()) if classification_loss == "mcl" else present.numel()
-        assert (loss.num_pixels > 0) == (weight > 0)
+        assert loss.num_classified == int(present.sum()) if classification_loss == "mcl" else present.numel()
+        assert (loss.num_mapped > 0) == (weight > 0)
     assert totals[-1] < totals[0]
     assert all(torch.equal(value, frozen[name]) for name, value in clip.state_dict().items())
 
 
-@pytest.mark.parametrize(("classification_loss", "cam_loss"), [("mcl", "cal"), ("bce", "ce")])
-def test_shares_of_two_halves_make_the_whole(classification_loss: ClassificationLoss, cam_loss: CamLoss) -> None:
-    losses = {"classification_loss": classification_loss, "cam_loss": cam_loss}
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"classification_loss": "mcl", "cam_loss": "cal"},
+        {"classification_loss": "mcl", "cam_loss": "cal", "cam_map": "rectified", "mean_over": "image"},
+        {"classification_loss": "bce", "cam_loss": "ce"},
+        {"classification_loss": "bce", "cam_loss": "ce", "mean_over": "image"},
+    ],
+)
+def test_shares_of_two_halves_make_the_whole(losses: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     clip = FrozenClip(toy_clip(), identity="toy")
     learner = PromptLearner(
@@ -110,16 +119,54 @@ def test_shares_of_two_halves_make_the_whole(classification_loss: Classification
 
     def gradient(parts: list[slice]) -> torch.Tensor:
         found = [loss_of(clip, learner, images[part], present[part], labels[part], **losses) for part in parts]
-        pairs, pixels = sum(loss.num_pairs for loss in found), sum(loss.num_pixels for loss in found)
-        total = sum(
-            loss.classification * share_of(loss.num_pairs, pairs) + loss.cam * share_of(loss.num_pixels, pixels)
-            for loss in found
-        )
-        return torch.autograd.grad(total, learner.context)[0]  # type: ignore[arg-type]
+        counts = sum(loss.num_classified for loss in found), sum(loss.num_mapped for loss in found)
+        total = torch.stack([loss.weighted(1.0, 1.0, *counts)[0] for loss in found]).sum()
+        return torch.autograd.grad(total, learner.context)[0]
 
     whole = gradient([slice(0, 5)])
     halves = gradient([slice(0, 2), slice(2, 5)])
     assert torch.allclose(whole, halves, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("mean_over", ["batch", "image"])
+def test_each_weight_leaves_its_own_loss_alone(mean_over: MeanOver) -> None:
+    """The paper's two sets (M4): weights 1, 0 are MCL alone, 0, 1 CAL alone; against autograd of each (M2.1 a)."""
+    torch.set_num_threads(1)
+    clip = FrozenClip(toy_clip().double(), identity="toy")
+    learner = PromptLearner(
+        clip, TOY, context="class-specific", name_position="end", num_context=4, backgrounds="named", init_std=0.3
+    )
+    images, present, labels = scenes(4)
+    labels[3] = 0
+    cam_map = "rectified" if mean_over == "image" else "raw"
+    found = loss_of(clip, learner, images, present, labels, cam_map=cam_map, mean_over=mean_over)
+    counts = found.num_classified, found.num_mapped
+
+    foreground, background = learner()
+    features = clip.encode_image(clip.preprocess(images))
+    rows = reference.softmax_gradcam(clip.model, features.last_block_input, foreground, background, present)
+    image, class_index = torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+    maps = torch.stack([row[2] for row in rows]).reshape(-1, 1, *features.grid)
+    up = functional.interpolate(maps, size=(96, 96), mode="bilinear", align_corners=False)[:, 0]
+    if mean_over == "image":
+        cal = losses_reference.differentiable_cam_activation(up, labels.long(), image, class_index)
+    else:
+        cal = losses_reference.differentiable_cam_activation_of_batch(up, labels.long(), image, class_index)
+    contrastive = []
+    for i in range(4):
+        last = features.last_block_input[i : i + 1]
+        activation = clip.model.visual.transformer.resblocks[-1].ln_1(last)  # type: ignore[union-attr]
+        y = clip.model.logit_scale.exp() * foreground @ embed_activation(clip.model, last, activation)[0]
+        own = [-y[c] + torch.cat([y[c, None], y[~present[i]]]).logsumexp(0) for c in present[i].nonzero()[:, 0]]
+        contrastive.append(own)
+    pooled = [torch.stack(own).mean() for own in contrastive]
+    pooled = pooled if mean_over == "image" else [cost for own in contrastive for cost in own]
+    expected = {(1.0, 0.0): torch.stack(pooled).mean(), (0.0, 1.0): cal}
+    for weights, loss in expected.items():
+        total = found.weighted(*weights, *counts)[0]
+        ours, theirs = (torch.autograd.grad(x, learner.context, retain_graph=True)[0] for x in (total, loss))
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-8, weights
+        assert float(total.detach()) == pytest.approx(float(loss.detach()), rel=1e-8)
 
 
 def test_what_half_precision_costs() -> None:
@@ -166,9 +213,9 @@ def test_images_of_several_sizes_make_one_batch() -> None:
         return values[group, ..., :height, :width]
 
     found = [loss_of(clip, learner, cut(images, g), present[g], cut(labels, g)) for g in groups]
-    pairs, pixels = sum(loss.num_pairs for loss in found), sum(loss.num_pixels for loss in found)
+    pairs, pixels = sum(loss.num_classified for loss in found), sum(loss.num_mapped for loss in found)
     parts = [
-        loss.classification * share_of(loss.num_pairs, pairs) + loss.cam * share_of(loss.num_pixels, pixels)
+        loss.classification * share_of(loss.num_classified, pairs) + loss.cam * share_of(loss.num_mapped, pixels)
         for loss in found
     ]
 

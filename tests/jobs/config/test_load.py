@@ -33,6 +33,9 @@ def test_overrides_are_laid_over_the_file() -> None:
         ("runn=x", "Unknown key: 'runn'; did you mean 'run'?"),
         ("seeds.coarse.alpha=-1", "'seeds.coarse.alpha': input should be greater than 0 (given: -1)"),
         ("learn.segmentation.context=shared", "'learn.segmentation.context': input should be 'unified' or"),
+        ("learn.classification.cam_weight=1", "`cam_weight` needs seeds, and there are none before these prompts"),
+        ("learn.classification.classification_weight=0", "must be larger than 0: nothing would be learned"),
+        ("learn.segmentation={context: unified, name_position: end, backgrounds: named, cam_weight: 0}", "are both 0"),
         ("clip={model: toy, factory: 'a:b'}", "'clip': give either `model` or `factory`"),
         ("sam={factory: 'a:b', weights: w.pt}", "'sam': a factory loads its own weights"),
         ("clip.weights=w.pt", "'clip': the toy model has its own weights"),
@@ -47,6 +50,28 @@ def test_a_mistake_is_one_line_that_names_the_key(override: str, sentence: str) 
         load_config(str(CONFIGS / "demo.yaml"), [override])
     assert sentence in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_set_of_prompts_learns_what_the_paper_has_it_learn() -> None:
+    """M4: no second classification set in silence; the weights of a run file that has none are the paper's."""
+    config = load_config(
+        str(CONFIGS / "voc12.yaml"), ["learn.segmentation={context: unified, name_position: end, backgrounds: named}"]
+    )
+    first, second = config.learn.classification, config.learn.segmentation
+    assert (first.classification_weight, first.cam_weight) == (1, 0)
+    assert (second.classification_weight, second.cam_weight, second.cam_loss) == (0, 1, "cal")
+
+
+def test_the_former_weight_of_the_loss_on_maps_is_understood_and_told(capsys) -> None:
+    plain = load_config(str(CONFIGS / "demo.yaml"))
+    old = load_config(
+        str(CONFIGS / "demo.yaml"), ["learn.segmentation.cam_loss_weight=5", "learn.classification.cam_loss_weight=0"]
+    )
+    assert old == plain
+    told = capsys.readouterr().err
+    assert "'learn.segmentation.cam_loss_weight' is read as classification_weight: 1, cam_weight: 5" in told
+    load_config(str(CONFIGS / "demo.yaml"))
+    assert capsys.readouterr().err == ""
 
 
 def test_all_mistakes_are_told_at_once() -> None:

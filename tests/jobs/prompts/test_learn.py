@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -20,14 +21,18 @@ from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.jobs import steps as pipeline
 from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.prompts.learn_job import snapshot_file, snapshots
 from fmwsss.jobs.prompts.train_step import make_learner
+from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.seeds import seed
 from fmwsss.jobs.stages import StageError
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
+from tests.references import losses as losses_reference
+from tests.references import softmax_gradcam as maps_reference
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -144,6 +149,61 @@ def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: No
     pipeline.run(joint, ["learn-segmentation"])
     assert np.array_equal(learned(tmp_path, "segmentation"), expected)
     assert run.folder.list("seeds/joint") == [], "seeds on the way are not kept"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("joint_every", ["null", "1"])
+def test_a_step_of_the_segmentation_prompts_is_that_of_cal_alone(
+    cluster: None, tmp_path: Path, monkeypatch, joint_every: str
+) -> None:
+    """The paper's weights, staged and joint: one step of a large rate, against autograd through the maps (M2.1 a)."""
+    rate = 1e4
+    more = [
+        "propose.points_per_side=4", f"learn.joint_every={joint_every}", "learn.segmentation.batch_size=12",
+        "learn.classification.epochs=null", "learn.classification.iterations=2",
+        "learn.segmentation={context: class-specific, name_position: end, backgrounds: named, batch_size: 12, "
+        f"iterations: 1, learning_rate: {rate}, weight_decay: 0, mean_over: image, cam_map: rectified, "
+        "augment: {long_side_px: [112, 160], crop_px: 96}}",
+    ]  # fmt: skip
+    config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
+    run = Run(Folder(str(tmp_path)))
+    rows: dict[str, list] = {}
+    make = seed.make
+
+    def spy(config, run, stage, section, prompts, prompts_file, png=None):
+        receipt = make(config, run, stage, section, prompts, prompts_file, png)
+        rows[stage] = [row for part in receipt.parts for row in run.folder.child(stage).read_table(part).to_pylist()]
+        return receipt
+
+    monkeypatch.setattr(seed, "make", spy)
+    pipeline.run(config, ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"])
+    seeds = rows["seeds/coarse" if joint_every == "null" else "seeds/joint/00000000"]
+    seed_of = {row["image_id"]: row["seed"] for row in seeds}
+
+    section, vocabulary, clip = config.learn.segmentation, config.resolve_vocabulary(), load_clip(config.clip.spec())
+    learner = make_learner(clip, vocabulary, section, config.random_seed)
+    images, labels, present = [], [], torch.zeros(len(seed_of), len(vocabulary.classes), dtype=torch.bool)
+    folder = run.folder.child("images")
+    pictures = [row for part in folder.list("part-") for row in folder.read_table(part).to_pylist()]
+    for shown, row in zip(present, pictures, strict=True):
+        image, label = decode_rgb(row["image"], max_pixels=UNLIMITED), decode_label_png(seed_of[row["image_id"]])
+        height, width = label.shape
+        view = view_of(row["image_id"], height, width, 0, config.random_seed, section.augment.model_dump())
+        images.append(view.of_image(image))
+        labels.append(view.of_labels(label).long())
+        shown[[index - 1 for index in vocabulary.indices(row["classes"])]] = True
+    features = clip.encode_image(clip.preprocess(torch.stack(images)))
+    foreground, background = learner()
+    last = features.last_block_input
+    found = maps_reference.softmax_gradcam(clip.model, last, foreground, background, present)
+    maps = torch.stack([cam for _, _, cam in found]).reshape(-1, 1, *features.grid)
+    up = torch.nn.functional.interpolate(maps, size=labels[0].shape, mode="bilinear", align_corners=False)[:, 0]
+    where = torch.tensor([row[:2] for row in found])
+    loss = losses_reference.differentiable_cam_activation(up, torch.stack(labels), where[:, 0], where[:, 1])
+    expected = torch.autograd.grad(loss, learner.context)[0].numpy()
+    taken = (learner.context.detach().numpy() - learned(tmp_path, "segmentation")) / rate
+    assert np.abs(taken - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.long
