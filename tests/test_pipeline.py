@@ -96,6 +96,7 @@ def kill_in(stage: str, run: str) -> None:
     assert Run(Folder(run)).receipt(stage) is None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_s3_gets_the_same_bytes_though_the_driver_is_killed(undisturbed: str, s3_url: str) -> None:
     run = f"{s3_url}/pipeline"

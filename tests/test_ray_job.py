@@ -53,6 +53,7 @@ def submit(command: list[str], environment: dict[str, str]) -> subprocess.Comple
     return result
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = head

@@ -105,6 +105,7 @@ def wait_for(block: pa.Table, folder: str) -> pa.Table:
     return block.select(["part"])
 
 
+@pytest.mark.long
 def test_a_shard_that_always_kills_its_worker_ends_in_one_line_and_the_others_are_done(tmp_path: Path) -> None:
     for operator in (
         Operator(crash_function, {"folder": str(tmp_path)}),

@@ -97,6 +97,7 @@ def test_first_images_that_warm_up_a_process_do_not_count() -> None:
     assert plan._seconds_an_image(events) == {"SamReplica": 0.6}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_run_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fmwsss.jobs", "plan", DEMO, f"run={tmp_path}/run",

@@ -66,6 +66,7 @@ def pixels(batch: Batch) -> torch.Tensor:
     return batch.images
 
 
+@pytest.mark.long
 def test_workers_share_what_one_would_have_and_a_start_in_the_middle_goes_on(source: BatchSource) -> None:
     assert (source.num_images, source.rows_per_batch, source.batches_per_epoch) == (NUM_IMAGES, 4, 3)
     alone, later = drawn(source, 0, 7), drawn(source, 4, 7)

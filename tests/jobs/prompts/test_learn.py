@@ -63,7 +63,7 @@ def alone(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("workers", ["2", "[1, 2]"])
+@pytest.mark.parametrize("workers", ["2", pytest.param("[1, 2]", marks=pytest.mark.long)])
 def test_two_workers_learn_what_one_learns(alone: Path, tmp_path: Path, workers: str) -> None:
     two = learn(tmp_path, f"cluster.train_workers={workers}")
     assert np.abs(learned(alone) - two).max() <= 1e-6
