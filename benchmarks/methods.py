@@ -27,7 +27,8 @@ from fmwsss.core.schemas import maps_from_bytes
 from fmwsss.core.seeds.baselines import crf_seed, threshold_seed, voting_seed
 from fmwsss.core.seeds.sams import label_map_from_cam, seed_image
 from fmwsss.core.superpixels.masks import Superpixels
-from fmwsss.core.superpixels.postprocess import WHOLE, ProposalSettings, finish
+from fmwsss.core.superpixels.postprocess import WHOLE, finish
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import DecodedCrop, decode_crops, detect_decoded
 from fmwsss.core.superpixels.sam_mask_decoder import DecodedMasks
 from fmwsss.jobs.config.load import load_config

@@ -25,7 +25,7 @@ from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.metrics import confusion_matrix, mean_iou
 from fmwsss.core.schemas import maps_from_bytes
 from fmwsss.core.seeds.sams import seed_image
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig

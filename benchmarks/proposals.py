@@ -35,7 +35,7 @@ import fmwsss.core.superpixels.sam as ours
 from benchmarks.table import show, write_json
 from fmwsss.cluster.models.loaders import load_sam
 from fmwsss.cluster.models.spec import ModelSpec
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam_mask_decoder import PointDecoder
 
 Seconds = defaultdict[str, float]

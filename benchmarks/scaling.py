@@ -39,7 +39,8 @@ from fmwsss.cluster.replicas.clip_maps import MAPS_PAYLOAD
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run, part_name
 from fmwsss.core.schemas import DETECTIONS_PAYLOAD, IMAGES, detections_row, maps_to_bytes
-from fmwsss.core.superpixels.postprocess import Detections, ProposalSettings, pack_masks
+from fmwsss.core.superpixels.postprocess import Detections, pack_masks
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.vocabularies import custom_vocabulary
 from fmwsss.jobs.config.datasets import ImageLimits
 from fmwsss.jobs.config.seeds import SeedSection

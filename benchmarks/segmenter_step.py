@@ -26,7 +26,7 @@ from fmwsss.cluster.models.device import pick_device
 from fmwsss.cluster.models.segmenters import SegmenterSpec, new_segmenter
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
-from fmwsss.core.segmenter.crops import CropSettings
+from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.core.segmenter.inference import probabilities
 from fmwsss.jobs.config.segmenter import SegmenterSection
 from fmwsss.jobs.segmenter.crops import CropBatch, CropSource

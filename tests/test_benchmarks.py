@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import methods, proposals, seeding
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.core.toy.models import toy_sam
 from fmwsss.core.toy.world import draw_scene

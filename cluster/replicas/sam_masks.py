@@ -15,7 +15,7 @@ from fmwsss.cluster.replicas.pixels import pixels_of
 from fmwsss.core.schemas import DETECTIONS_PAYLOAD, detections_row
 
 if TYPE_CHECKING:
-    from fmwsss.core.superpixels.postprocess import ProposalSettings
+    from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 
 
 class SamReplica:

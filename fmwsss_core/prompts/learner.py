@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.clip.prefix_tree import token_tree
+from fmwsss.core.prompts.defaults import INIT_STD, NUM_BACKGROUNDS, NUM_CONTEXT
 from fmwsss.core.vocabulary import HANDMADE_TEMPLATE, Vocabulary
 
 Context = Literal["unified", "class-specific"]
@@ -55,10 +56,10 @@ class PromptLearner(nn.Module):
         *,
         context: Context,
         name_position: NamePosition,
-        num_context: int = 16,
-        init_std: float = 0.02,
+        num_context: int = NUM_CONTEXT,
+        init_std: float = INIT_STD,
         backgrounds: Backgrounds,
-        num_backgrounds: int = 25,
+        num_backgrounds: int = NUM_BACKGROUNDS,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,36 +13,13 @@ from torchvision.transforms.v2 import functional as transforms
 
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.segmenter.base import PIXEL_MEAN
+from fmwsss.core.segmenter.crop_settings import CropSettings
 
 Crop: TypeAlias = tuple[UInt8[Tensor, "3 crop crop"], UInt8[Tensor, "crop crop"], Float[Tensor, "crop crop"] | None]
 MAX_ASPECT = 4  # of 2048 x 512: a panorama is scaled by its long side
 NUM_TRIES = 10
 MAX_SHIFT = 0.4
 FLIP_PROBABILITY = DISTORTION_PROBABILITY = 0.5
-
-
-@dataclass(frozen=True)
-class CropSettings:
-    """How crops are drawn.
-
-    Attributes:
-        crop_px: side of the square; an image smaller than it is padded, with labels of 255.
-        short_side_px: length of an image's short side at scale 1.
-        scale_range: least and greatest scale.
-        category_cap: the greatest share that one class may have of a crop's labelled pixels; a crop above it is drawn
-            again, NUM_TRIES times at most; 1 takes every crop.
-        distort: whether brightness, contrast, saturation and hue change.
-        flip: whether half of the crops are mirrored.
-        paste: share of the crops that another one gives a class to (see `paste_class`); 0 for none.
-    """
-
-    crop_px: int = 512
-    short_side_px: int = 512
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    category_cap: float = 0.75
-    distort: bool = True
-    flip: bool = True
-    paste: float = 0.0
 
 
 def draw_crop(

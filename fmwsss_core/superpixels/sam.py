@@ -25,7 +25,8 @@ from torchvision.ops import nms
 from fmwsss.core.adaptive_batch import FittingBatch
 from fmwsss.core.superpixels.mask_upscaling import Enlarger
 from fmwsss.core.superpixels.masks import Superpixels
-from fmwsss.core.superpixels.postprocess import WHOLE, Detections, ProposalSettings, finish, pack_masks
+from fmwsss.core.superpixels.postprocess import WHOLE, Detections, finish, pack_masks
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam_mask_decoder import NUM_LEVELS, DecodedMasks, PointDecoder
 
 _CROP_OVERLAP = 512 / 1500  # share of the shorter side; segment-anything's default

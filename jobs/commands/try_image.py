@@ -18,7 +18,7 @@ from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.images import decode_rgb
 from fmwsss.core.overlays import with_labels, with_map, with_superpixels
 from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed

@@ -17,22 +17,31 @@ from fmwsss.jobs.config.segmenter import PredictSection, SegmenterSection
 
 
 class PreviewSection(Section):
-    """The report a person looks at."""
+    """The report that a person looks at."""
 
     num_images: Count = 40
+    """Images in the gallery."""
 
 
 class ClusterSection(Section):
-    """Where to run and how much of it to use; a null takes what is there."""
+    """Where to run and how much of it to use; null takes what is there."""
 
     address: str | None = None
+    """Address of a Ray cluster; null: the cluster around, or this machine."""
     num_cpus: Count | None = None
+    """CPUs of a Ray started on this machine."""
     num_replicas: Count | None = None
+    """Copies of a model that work at once."""
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
-    max_gpus: Count | None = None  # that an autoscaler may bring; left out, those that are there
-    num_threads: Count = 2  # of each replica and training worker; not what a machine has, so that bytes do not change
-    train_workers: Count | tuple[Count, Count] = 1  # or [least, most]: then as many as the cluster has room for
+    """GPUs of each copy of a model; a fraction lets several share one."""
+    max_gpus: Count | None = None
+    """GPUs that an autoscaler may bring; null: those that are there."""
+    num_threads: Count = 2
+    """Threads of each replica and training worker; fixed, not what a machine has, so that bytes do not change."""
+    train_workers: Count | tuple[Count, Count] = 1
+    """Training workers, or [least, most]: as many as the cluster has room for."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between two checkpoints of a training."""
 
     @model_validator(mode="after")
     def _least_first(self) -> ClusterSection:
@@ -45,23 +54,41 @@ class RunConfig(Section):
     """A whole run file."""
 
     run: str
+    """The run folder, where everything is written: a path or URL, such as s3://bucket/runs/a."""
     dataset: Annotated[ToyData | VocData | FolderData, Field(discriminator="kind")]
+    """Which images, and where their labels are."""
     vocabulary: str | VocabularySection
+    """`voc12`, `coco14`, `toy`, or classes of one's own (M1)."""
     clip: ModelSection
+    """The CLIP that says where each class is (M2)."""
     sam: ModelSection
+    """The SAM that proposes superpixels (M5.1)."""
     shard_rows: Count = 32
+    """Images of a shard: the unit of work, of retries and of files."""
     random_seed: Annotated[int, Field(ge=0)] = 0
-    max_failures: Percentage = 1.0  # of the images of a stage, as a share or `1 %`; more end the run
+    """Seed of everything random; the same seed gives the same bytes."""
+    max_failures: Percentage = 1.0
+    """Share of a stage's images that may fail, such as 0.01 or `1 %`; more end the run."""
     limits: ImageLimits = ImageLimits()
+    """What an image may be, checked before it is decoded."""
     propose: ProposeSection = ProposeSection()
-    proposals: str | None = None  # a folder or URL of superpixels that runs share, by image, SAM and settings
-    prompts: str | None = None  # a run whose prompts are taken; then none are learned, and `learn` says nothing
+    """SAM's automatic masks (M5.1)."""
+    proposals: str | None = None
+    """A folder or URL of superpixels that runs share, by image, SAM and settings."""
+    prompts: str | None = None
+    """A run whose prompts are taken; then none are learned, and `learn` is not read."""
     learn: LearnStages
+    """The two sets of learned prompts (M3 and M4)."""
     seeds: SeedStages
+    """From class maps and superpixels to seeds (M5.2)."""
     segmenter: SegmenterSection | None = None
+    """The second stage; null trains none (M7)."""
     predict: PredictSection = PredictSection()
+    """What a trained segmenter says of images (M5.3)."""
     preview: PreviewSection = PreviewSection()
+    """The report that a person looks at."""
     cluster: ClusterSection = ClusterSection()
+    """Where to run and how much of it to use."""
 
     @model_validator(mode="after")
     def _has_queries(self) -> RunConfig:

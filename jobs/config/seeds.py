@@ -10,22 +10,26 @@ from fmwsss.jobs.config.base import Count, Section, Share
 
 
 class SeedSection(Section):
-    """From maps and superpixels to a seed (method M2.2, M5.2 and M5.4).
-
-    `maps` says which maps classify the superpixels; both are stored and judged. `method`: superpixels classified by the
-    maps (`sams`), or what it is compared with: a dense CRF on the maps (`crf`), SEPL voting, or the maps alone. Maps at
-    several `scales` are averaged; the papers have one.
-    """
+    """From maps and superpixels to a seed (M2.2, M5.2 and M5.4)."""
 
     method: Literal["sams", "crf", "voting", "threshold"] = "sams"
-    ignore_below: Share = 0.0  # pixels of lower confidence become 255; CLIP-ES has .95 with its CRF
-    keep_labelled: bool = False  # never let a labelled class vanish
+    """Superpixels classified by the maps, or compared methods: dense CRF, SEPL voting, the maps alone (M5.4)."""
+    ignore_below: Share = 0.0
+    """Pixels of lower confidence become 255; 0 for none, CLIP-ES has .95 with its CRF (M5.4)."""
+    keep_labelled: bool = False
+    """Give a labelled class without a pixel its best superpixel; needs `method: sams` (M5.2)."""
     maps: Literal["cam", "cam+caa"] = "cam+caa"
+    """Which maps classify the superpixels, plain or refined by affinity; both are stored and judged (M2.2)."""
     alpha: Annotated[float, Field(gt=0)]
+    """Exponent of the background's score: a greater one makes less background; paper .6 (M5.2)."""
     box_threshold: Share | None
+    """Affinity spreads inside boxes around what exceeds this share of a map's maximum; null for no boxes (M2.2)."""
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1
-    num_attention_blocks: Count = 8  # CLIP-ES: the last 8 of 12 make the affinity; all, where a CLIP has fewer
+    """Rounds of Sinkhorn normalisation of the affinity; authors 1, CLIP-ES 3 (M2.2)."""
+    num_attention_blocks: Count = 8
+    """Last blocks of CLIP whose attention makes the affinity; all, where a CLIP has fewer; CLIP-ES 8 of 12 (M2.2)."""
     scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)] = (1.0,)
+    """Scales of the image whose maps are averaged; the papers have one (M2)."""
 
     @model_validator(mode="after")
     def _only_superpixels_can_be_given_away(self) -> SeedSection:
@@ -38,6 +42,10 @@ class SeedStages(Section):
     """Coarse seeds from the classification prompts, fine seeds from the segmentation prompts."""
 
     coarse: SeedSection
+    """Seeds of the classification prompts."""
     fine: SeedSection
+    """Seeds of the segmentation prompts: the result."""
     png: bool = True
+    """Write each seed as a palette PNG too, beside Parquet."""
     confidence: bool = True
+    """Keep the confidence of each pixel."""

@@ -20,7 +20,8 @@ from fmwsss.jobs.training.sampling import batches_per_epoch, places, windows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fmwsss.core.segmenter.crops import Crop, CropSettings
+    from fmwsss.core.segmenter.crop_settings import CropSettings
+    from fmwsss.core.segmenter.crops import Crop
 
 ROWS_AT_ONCE = 8
 MAX_TASKS = 4  # at work for one worker: some two hundred crops a second; more would wait, each with a window in memory

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 from fmwsss.cluster.execution.train_job import plan_training, train
 from fmwsss.cluster.models.segmenters import new_segmenter
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
+from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import SegmenterSection
@@ -18,10 +20,6 @@ from fmwsss.jobs.segmenter.train_job import TrainJob
 from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
 from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training.sampling import count_rows
-
-if TYPE_CHECKING:
-    pass
-
 
 CLIP_BACKBONE = 2  # which design of `fmwsss.core.segmenter.clip_backbone`: weights of an earlier one do not fit
 
@@ -92,7 +90,6 @@ def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
 
 
 def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
-    from fmwsss.core.segmenter.crops import CropSettings
     from fmwsss.jobs.segmenter.crops import CropSource
 
     stage = round_stage(number)
@@ -112,10 +109,7 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
         raise StageError(f"cluster.train_workers is {plan.most_workers}, more than the images of a batch")
     spec = segmenter_spec(config)
     new_segmenter(spec)  # a setting that is wrong should be told before workers start
-    crop_settings = CropSettings(
-        section.crop_px, section.short_side_px, section.scale_range, section.category_cap, section.distort,
-        section.flip, section.paste,
-    )  # fmt: skip
+    crop_settings = CropSettings(**{field.name: getattr(section, field.name) for field in fields(CropSettings)})
     parts = tuple(images.parts)
     source = CropSource(
         run=run,

@@ -13,7 +13,8 @@ from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.replicas.sam_masks import SamReplica
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.core.schemas import SUPERPIXELS, detections_from_row, superpixels_row
-from fmwsss.core.superpixels.postprocess import ProposalSettings, finish
+from fmwsss.core.superpixels.postprocess import finish
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.stages import begin_stage, run_sharded, upstream

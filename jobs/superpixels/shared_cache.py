@@ -24,7 +24,7 @@ from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.models.weights import state_sha256
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.core.schemas import SUPERPIXELS
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 
 # To be raised whenever the same weights and settings begin to give other superpixels.
 VERSION = 2  # 1: half precision was of SAM's decoder too

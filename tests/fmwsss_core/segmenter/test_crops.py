@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fmwsss.core.segmenter.crops import CropSettings, draw_crop, paste_class, scaled_size
+from fmwsss.core.segmenter.crop_settings import CropSettings
+from fmwsss.core.segmenter.crops import draw_crop, paste_class, scaled_size
 
 PLAIN = CropSettings(crop_px=64, short_side_px=96, scale_range=(0.5, 2.0), distort=False)
 

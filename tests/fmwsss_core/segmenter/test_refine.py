@@ -13,7 +13,7 @@ from fmwsss.core.metrics import confusion_matrix, mean_iou
 from fmwsss.core.resize import upsample
 from fmwsss.core.segmenter.refine import refine_by_crf, refine_labels
 from fmwsss.core.superpixels.masks import Superpixels
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.core.toy.models import toy_sam
 from fmwsss.core.toy.world import TOY, Scene, draw_scene

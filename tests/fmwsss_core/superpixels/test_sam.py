@@ -22,7 +22,8 @@ from torch import nn
 
 from fmwsss.core.schemas import DETECTIONS_PAYLOAD, detections_from_row, detections_row
 from fmwsss.core.superpixels.masks import Superpixels, intersections
-from fmwsss.core.superpixels.postprocess import ProposalSettings, finish
+from fmwsss.core.superpixels.postprocess import finish
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import detect, pack_bits, propose
 from fmwsss.core.superpixels.small_regions import clean_superpixels
 from fmwsss.core.toy.models import toy_sam

@@ -9,7 +9,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.prompts.learner import handmade_embeddings
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.core.toy.models import WEIGHTS, toy_clip, toy_sam
 from fmwsss.core.toy.train import FIRST_TRAINING_SEED

@@ -19,7 +19,8 @@ from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.models.segmenters import load_segmenter, new_segmenter, segmenter_files, spec_from_json
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
-from fmwsss.core.segmenter.crops import CropSettings, draw_crop
+from fmwsss.core.segmenter.crop_settings import CropSettings
+from fmwsss.core.segmenter.crops import draw_crop
 from fmwsss.core.toy.world import draw_scene
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.run_layout import kept_folder

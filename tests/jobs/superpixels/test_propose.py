@@ -14,7 +14,7 @@ from fmwsss.cluster.replicas.sam_masks import SamReplica
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.schemas import IMAGES
-from fmwsss.core.superpixels.postprocess import ProposalSettings
+from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.toy.world import draw_scene
 from fmwsss.jobs.superpixels.propose import STAGE, decode_unknown, write_shard
 from fmwsss.jobs.superpixels.shared_cache import SharedSuperpixels, sam_sha256
