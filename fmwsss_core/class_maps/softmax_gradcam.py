@@ -78,7 +78,11 @@ def softmax_gradcam(
 
 
 def normalise(cam: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
-    """ReLU, minus the minimum, divided by (1e-7 + maximum), row by row (M2): values in 0..1."""
+    """ReLU, minus the minimum, divided by the maximum wherever that is positive, row by row (M2): values in 0..1.
+
+    Where a class is clear its raw map is as small as s (1 - s) / N: a constant beside the maximum would flatten it.
+    """
     cam = cam.clamp(min=0)
     cam = cam - cam.amin(dim=1, keepdim=True)
-    return cam / (1e-7 + cam.amax(dim=1, keepdim=True))
+    highest = cam.amax(dim=1, keepdim=True)
+    return cam / torch.where(highest > 0, highest, 1)

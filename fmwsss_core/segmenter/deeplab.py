@@ -5,6 +5,7 @@ Backbone, atrous pyramid and auxiliary head are torchvision's; the decoder, whic
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,6 +20,8 @@ from torchvision.models.segmentation.fcn import FCNHead
 from fmwsss.core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 RESNETS = {"resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+# mmsegmentation's ResNetV1c: three convolutions of 3 x 3 in place of one of 7 x 7 at the beginning.
+DEEP_STEM = "_v1c"
 RATES = (12, 24, 36)
 AUXILIARY_WEIGHT = 0.2
 LOW_LEVEL_WIDTH, WIDTH = 48, 256
@@ -29,8 +32,9 @@ class DeepLabV3Plus(Segmenter):
 
     Args:
         num_classes: background included.
-        resnet: one of RESNETS.
-        random_seed: of its weights; those of an ImageNet ResNet go into `backbone` by name.
+        resnet: one of RESNETS, or with `_v1c` behind it the same with mmsegmentation's stem.
+        random_seed: of its weights; those of an ImageNet ResNet go into `backbone` by name (of a `_v1c`
+            mmsegmentation's, of another torchvision's).
 
     Raises:
         ValueError: another resnet.
@@ -38,11 +42,14 @@ class DeepLabV3Plus(Segmenter):
 
     def __init__(self, num_classes: int, resnet: str, random_seed: int) -> None:
         super().__init__(num_classes, size_divisor=8)
-        if resnet not in RESNETS:
-            raise ValueError(f"there is no {resnet!r}; there are {', '.join(RESNETS)}")
+        depths = RESNETS.get(resnet.removesuffix(DEEP_STEM))
+        if depths is None:
+            raise ValueError(f"there is no {resnet!r}; there are {', '.join(RESNETS)}, and each with {DEEP_STEM!r}")
         with torch.random.fork_rng():
             torch.manual_seed(random_seed)
-            body = ResNet(Bottleneck, list(RESNETS[resnet]), replace_stride_with_dilation=[False, True, True])
+            body = ResNet(Bottleneck, list(depths), replace_stride_with_dilation=[False, True, True])
+            if resnet.endswith(DEEP_STEM):
+                body = _with_deep_stem(body)
             self.resnet = IntermediateLayerGetter(body, {"layer1": "low", "layer3": "middle", "layer4": "high"})
             self.pyramid = ASPP(2048, RATES, WIDTH)
             self.low_level = _convolution(256, LOW_LEVEL_WIDTH, 1)
@@ -89,6 +96,17 @@ class DeepLabV3Plus(Segmenter):
         low = self.low_level(features["low"])
         high = functional.interpolate(self.pyramid(features["high"]), low.shape[-2:], mode="bilinear")
         return self.decoder(torch.cat([high, low], dim=1))
+
+
+def _with_deep_stem(body: ResNet) -> nn.Module:
+    """The same ResNet with `stem` in place of `conv1`, `bn1` and `relu`, in their place, and mmsegmentation's names."""
+    layers: list[nn.Module] = []
+    for width_in, width_out, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+        convolution = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU(inplace=True)]
+    rest = {name: child for name, child in body.named_children() if name not in ("conv1", "bn1", "relu")}
+    return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers), **rest))
 
 
 def _convolution(width_in: int, width_out: int, size: int) -> nn.Module:

@@ -55,9 +55,18 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
 
 
-def poly_factor(iteration: int, num_iterations: int, power: float, warmup_iterations: int) -> float:
-    """What the base rate is multiplied by: (1 - t / T)^power, and a linear rise over the first iterations."""
-    factor = max(0.0, 1 - iteration / num_iterations) ** power
+def poly_factor(iteration: int, num_iterations: int, power: float, warmup_iterations: int, floor: float = 0.0) -> float:
+    """What the base rate is multiplied by: (1 - t / T)^power, and a linear rise over the first iterations.
+
+    Args:
+        iteration: t.
+        num_iterations: T.
+        power: of the polynomial.
+        warmup_iterations: over which the factor rises linearly.
+        floor: what it falls to, as a share of the base rate: floor + (1 - floor) (1 - t / T)^power (mmsegmentation's
+            `min_lr` over its `lr`).
+    """
+    factor = floor + (1 - floor) * max(0.0, 1 - iteration / num_iterations) ** power
     return factor * min(1.0, (iteration + 1) / (warmup_iterations + 1))
 
 

@@ -6,6 +6,7 @@ Needs no torch: it runs on CPU workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -14,6 +15,8 @@ from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.dense_crf import dense_crf
 from fmwsss.core.seeds.sams import Seed, class_scores, margin, missing_classes, paint
 from fmwsss.core.superpixels.masks import Superpixels, pooled_means
+
+Uncovered = Literal["segmenter", "background"]
 
 
 def refine_labels(
@@ -25,13 +28,14 @@ def refine_labels(
     cams: Float32[np.ndarray, "mapped cam_height cam_width"] | None = None,
     mapped: Sequence[int] = (),
     cam_weight: float = 0.0,
+    uncovered: Uncovered = "segmenter",
 ) -> Seed:
     """Labels whose outlines are those of the superpixels.
 
     The score of a class is its mean probability inside a superpixel, without the min-max of seeding; that of the
     background is its mean to the power `alpha`. The best score gives the superpixel its class, and they are painted as
-    in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said (seeding, which
-    has nothing better, calls them background).
+    in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said, unless
+    `uncovered` says otherwise (seeding, which has nothing better, calls them background).
 
     With class maps of CLIP for two classes or more (ours), they have a say in which of these classes it is: inside a
     superpixel their shares of P, the sum of their own probabilities, become (1 - w) p_c / P + w S^c / sum_k S^k, with
@@ -46,6 +50,7 @@ def refine_labels(
         cams: class activation maps of some of `class_indices`, on a grid over the image.
         mapped: which.
         cam_weight: w, 0 to 1.
+        uncovered: what pixels in no superpixel become: what the segmenter said (ours), or background (the authors).
 
     Raises:
         ValueError: alpha is not positive, or there is not one map for the background and each class, or not one class
@@ -69,6 +74,8 @@ def refine_labels(
     covered = painter >= 0
     superpixel_class = classes[scores.argmax(axis=1)]
     own_margin = margin(maps)
+    if uncovered == "background":
+        labels = np.zeros_like(labels)
     if len(superpixels) > 0:
         painted = np.where(covered, superpixel_class[painter], labels).astype(np.uint8)
         confidence = np.where(covered, margin(scores.T)[painter], own_margin)

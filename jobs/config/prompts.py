@@ -17,8 +17,8 @@ class AugmentSection(Section):
     """Least and greatest length of an image's long side, in pixels; authors: [288, 480] VOC, [318, 530] COCO (M3)."""
     crop_px: Count = 224
     """Side of the square crop, in pixels (M3)."""
-    jitter: bool = True
-    """Change brightness, contrast, saturation and hue in half of the views (M3)."""
+    jitter: bool | Literal["together", "authors"] = True
+    """Colour changes: true or `together`, all four in half of the views; `authors`, each drawn by itself (M3)."""
     flip: bool = True
     """Mirror half of the views (M3)."""
 

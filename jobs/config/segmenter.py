@@ -23,7 +23,7 @@ class SegmenterSection(Section):
     options: dict[str, Any] = {}
     """Of a Mask2Former: settings of transformers' Mask2FormerConfig."""
     resnet: str = "resnet101"
-    """Of a DeepLabV3+: name of the ResNet in torchvision (M7)."""
+    """Of a DeepLabV3+: name of the ResNet in torchvision; `resnet101_v1c` has mmsegmentation's stem (M7)."""
     weights: str | None = None
     """Weights to begin with, of the whole network or of its backbone: a path or URL."""
     weights_sha256: str | None = None
@@ -63,6 +63,8 @@ class SegmenterSection(Section):
     """Greatest norm of the gradient; null does not clip (M7)."""
     power: Annotated[float, Field(ge=0)] = 0.9
     """Exponent of the polynomial decay of the learning rate (M7)."""
+    rate_floor: Share = 0.0
+    """What the learning rate falls to, as a share of it; mmsegmentation 1e-4 / learning_rate (M7)."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 0
     """Iterations in which the learning rate rises linearly."""
     confidence_weights: bool = False
@@ -107,6 +109,8 @@ class PredictSection(Section):
     """Exponent of the background's probability in `refine: sams`; authors 3 (M5.3)."""
     cam_weight: Share = 0.0
     """Weight of CLIP's class maps beside the segmenter's probabilities in `refine: sams` (M5.3)."""
+    uncovered: Literal["segmenter", "background"] = "segmenter"
+    """Label of pixels in no superpixel in `refine: sams`: the segmenter's, or background as authors have it (M5.3)."""
     png: bool = True
     """Write each prediction as a palette PNG too, beside Parquet."""
 

@@ -120,7 +120,8 @@ class _Poly(ParamScheduler):
 
     def __call__(self, where: float) -> float:
         section, total = self.job.section, self.job.num_iterations
-        return poly_factor(round(where * total), total, section.power, section.warmup_iterations)
+        schedule = (section.power, section.warmup_iterations, section.rate_floor)
+        return poly_factor(round(where * total), total, *schedule)
 
 
 class _Steps(HookBase):

@@ -54,6 +54,8 @@ def refine_images(
     settings: dict[str, Any] = {"method": method, "png": section.png}
     if method == "sams":
         settings["alpha"] = section.alpha
+        if section.uncovered != "segmenter":
+            settings["uncovered"] = section.uncovered
     if section.cam_weight:
         receipts += upstream(learned, stage, [run_layout.PROMPTS_OF["fine"]])
         maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
@@ -151,7 +153,10 @@ def _refined_row(
         if maps and own:
             cams = maps_from_bytes(mapped[MAPS_COLUMN[maps]], len(own), mapped["grid_height"], mapped["grid_width"])
         said, superpixels = decode_label_png(row["labels"]), superpixels_from_row(other)
-        found = refine_labels(superpixels, probabilities, indices, said, section.alpha, cams, own, section.cam_weight)
+        with_maps = (cams, own, section.cam_weight)
+        found = refine_labels(
+            superpixels, probabilities, indices, said, section.alpha, *with_maps, uncovered=section.uncovered
+        )
         labels, confidence = found.labels, found.confidence
         of_superpixels = {
             "coverage": found.coverage,

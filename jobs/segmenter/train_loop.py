@@ -73,7 +73,8 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     # Closed at once where a step raises: its tasks and threads must not outlive the training.
     with closing(job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)) as batches:
         for iteration, batch in enumerate(batches, start=first):
-            set_rates(optimizer, poly_factor(iteration, job.num_iterations, section.power, section.warmup_iterations))
+            schedule = (section.power, section.warmup_iterations, section.rate_floor)
+            set_rates(optimizer, poly_factor(iteration, job.num_iterations, *schedule))
             seed_step(job.random_seed, iteration, rank)
             optimizer.zero_grad()
             images, labels = batch.images.to(device), batch.labels.to(device)

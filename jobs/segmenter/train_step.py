@@ -45,7 +45,8 @@ def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[st
     total = sum(parts.values())
     if not math.isfinite(total):
         raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower segmenter.learning_rate")
-    factor = poly_factor(iteration, job.num_iterations, job.section.power, job.section.warmup_iterations)
+    schedule = (job.section.power, job.section.warmup_iterations, job.section.rate_floor)
+    factor = poly_factor(iteration, job.num_iterations, *schedule)
     return {"iteration": iteration, "learning_rate": job.section.learning_rate * factor, "loss": total, **parts}
 
 

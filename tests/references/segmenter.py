@@ -58,13 +58,13 @@ def losses(class_logits: np.ndarray, mask_logits: np.ndarray, labels: np.ndarray
 
 def refined_labels(
     masks: np.ndarray, level: list[int], maps: np.ndarray, classes: tuple[int, ...], said: np.ndarray, alpha: float,
-    support: np.ndarray | None = None, weight: float = 0.0,
+    support: np.ndarray | None = None, weight: float = 0.0, uncovered: str = "segmenter",
 ) -> np.ndarray:  # fmt: skip
     """Method M5.3, mask by mask: mean probabilities, background to the power alpha, painted upwards.
 
     With `support`, scores of the classes in each mask, these have a say in the classes' shares of their sum.
     """
-    labels = said.copy()
+    labels = said.copy() if uncovered == "segmenter" else np.zeros_like(said)
     scored = []
     for index, mask in enumerate(masks):
         means = [float(values[mask].mean()) if mask.any() else 0.0 for values in maps.astype(np.float64)]

@@ -35,5 +35,17 @@ def normalise(cam: Tensor) -> Tensor:
         rectified = [max(value, 0.0) for value in row]
         shifted = [value - min(rectified) for value in rectified]
         for j, value in enumerate(shifted):
-            out[i, j] = value / (1e-7 + max(shifted))
+            out[i, j] = value / max(shifted) if max(shifted) > 0 else 0.0
     return out
+
+
+def scale_as_clip_es(cam: Tensor) -> Tensor:
+    """CLIP-ES's way: what a GradCAM package makes of a map, and its own program once more."""
+    rows = []
+    for row in cam:
+        for _ in range(2):
+            row = row.clamp(min=0)
+            row = row - row.min()
+            row = row / (1e-7 + row.max())
+        rows.append(row)
+    return torch.stack(rows)

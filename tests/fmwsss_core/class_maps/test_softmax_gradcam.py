@@ -178,3 +178,21 @@ def test_class_scores_against_a_loop():
 def test_normalise_against_a_loop():
     cam = torch.tensor([[-1.0, 0.5, 2.0], [1.0, 1.0, 1.0], [3.0, 2.0, 5.0], [-1.0, -2.0, -3.0]])
     torch.testing.assert_close(normalise(cam), reference.normalise(cam))
+
+
+def test_a_map_of_a_clear_image_still_peaks_at_one():
+    """Method M2: where s is near 1 the raw maximum is far below any constant that could stand beside it."""
+    shape = torch.tensor([[0.0, 0.25, 1.0, 0.5], [0.0, 1.0, 0.0, 0.125]])
+    for highest in (1e-3, 1e-7, 1e-9, 1e-20):
+        torch.testing.assert_close(normalise(shape * highest), shape)
+    assert normalise(torch.full((2, 4), 1e-9)).abs().max() == 0
+    assert normalise(-shape).abs().max() == 0
+
+
+def test_normalise_is_that_of_clip_es_after_division_by_the_maximum():
+    """CLIP-ES divides twice by (1e-7 + maximum): what is left of its constant is gone after one more division."""
+    raw = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).double()
+    raw = raw * torch.tensor([[1.0], [1e-3], [1e-5], [1e-6], [1e-7], [1e-8]])
+    theirs = reference.scale_as_clip_es(raw)
+    assert float(raw[-1].max() / (1e-7 + raw[-1].max())) < 0.3, "one division, as ours was, flattens this map"
+    torch.testing.assert_close(normalise(raw), theirs / theirs.amax(dim=1, keepdim=True))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss.core.prompts.augmentation import draw_view
+from fmwsss.core.prompts.augmentation import View, draw_view
 
 
 def view(
@@ -86,3 +86,37 @@ def test_flip_happens_in_half_of_the_views_or_never(flip: bool) -> None:
         )
         flipped += int(pixels[1, 0, 0] > pixels[1, 0, -1])
     assert 15 < flipped < 45 if flip else flipped == 0
+
+
+COLOURS = {"long_side_px": (48, 48), "crop_px": 48, "flip": False}
+
+
+def test_the_authors_draw_each_colour_change_by_itself() -> None:
+    """Method M3: each with probability .5, whatever the others do; ours are all four or none."""
+    drawn = [draw_view(48, 48, np.random.default_rng(seed), jitter="authors", **COLOURS).jitter for seed in range(400)]
+    is_changed = np.array([[value is not None for value in jitter or ()] for jitter in drawn])
+    assert np.all(np.abs(is_changed.mean(axis=0) - 0.5) < 0.1)
+    patterns = {tuple(row) for row in is_changed.tolist()}
+    assert len(patterns) == 16
+    for column, (low, high) in enumerate([(-25 / 255, 25 / 255), (0.6, 1.4), (0.5, 1.5), (-25 / 255, 25 / 255)]):
+        values = np.array([jitter[column] for jitter in drawn if jitter and jitter[column] is not None], float)
+        assert low <= values.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < values.max() <= high
+    together = [draw_view(48, 48, np.random.default_rng(seed), jitter="together", **COLOURS) for seed in range(100)]
+    assert {view.jitter is None for view in together} == {True, False}
+    assert all(view.jitter is None or None not in view.jitter for view in together)
+    assert together == [draw_view(48, 48, np.random.default_rng(seed), jitter=True, **COLOURS) for seed in range(100)]
+
+
+def test_contrast_of_the_authors_multiplies_the_pixels() -> None:
+    image = ramp(48, 48)
+    plain = View((48, 48), 0, 0, 48, False, (None, 1.3, None, None), is_contrast_a_factor=True).of_image(image)
+    for channel in range(3):
+        for row, column in ((0, 0), (17, 40), (47, 47)):
+            value = int(image[row, column, channel])
+            assert int(plain[channel, row, column]) == min(255, int(np.float32(value) * np.float32(1.3)))
+    # Ours moves the pixels away from the mean grey instead.
+    ours = View((48, 48), 0, 0, 48, False, (None, 1.3, None, None)).of_image(image)
+    grey = float(np.dot(image.reshape(-1, 3), [0.299, 0.587, 0.114]).mean())
+    expected = np.clip(1.3 * image[30, 10].astype(float) + (1 - 1.3) * grey, 0, 255)
+    np.testing.assert_allclose(ours[:, 30, 10].numpy(), expected, atol=1.5)

@@ -246,6 +246,29 @@ def test_the_schedule():
     warm = [poly_factor(t, 100, 0.9, 10) for t in range(20)]
     assert warm[0] == pytest.approx(1 / 11)
     assert warm[10] == factors[10]
+    # mmsegmentation: (lr - min_lr) * (1 - t / T)^power + min_lr, here of lr .01 and min_lr 1e-4.
+    for t in (0, 37, 99, 100):
+        expected = (0.01 - 1e-4) * (1 - t / 100) ** 0.9 + 1e-4
+        assert 0.01 * poly_factor(t, 100, 0.9, 0, 0.01) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_stem_of_mmsegmentation_by_hand():
+    """Three convolutions of 3 x 3 under mmsegmentation's names; everything behind them is torchvision's."""
+    segmenter = DeepLabV3Plus(3, "resnet26_v1c", random_seed=0).eval()
+    state = segmenter.resnet.state_dict()
+    x = images = torch.rand(2, 3, 32, 40)
+    for number, stride in ((0, 2), (3, 1), (6, 1)):
+        x = functional.conv2d(x, state[f"stem.{number}.weight"], stride=stride, padding=1)
+        norm = [state[f"stem.{number + 1}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+        x = functional.batch_norm(x, *norm).relu()
+    assert x.shape == (2, 64, 16, 20)
+    plain = DeepLabV3Plus(3, "resnet26", random_seed=0).eval()
+    names = {name for name in plain.resnet.state_dict() if name.partition(".")[0] not in ("conv1", "bn1")}
+    assert names == {name for name in state if not name.startswith("stem.")}
+    plain.resnet.load_state_dict({name: state[name] for name in names}, strict=False)
+    for layer in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
+        x = dict(plain.resnet.named_children())[layer](x)
+    torch.testing.assert_close(segmenter.resnet(images)["high"], x)
 
 
 def test_gradients_are_clipped_together():

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fmwsss.core.metrics import confusion_matrix, mean_iou
 from fmwsss.core.resize import upsample
-from fmwsss.core.segmenter.refine import refine_by_crf, refine_labels
+from fmwsss.core.segmenter.refine import Uncovered, refine_by_crf, refine_labels
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
@@ -37,13 +37,14 @@ def worlds(draw) -> tuple[np.ndarray, list[int], np.ndarray]:
     return masks, generator.integers(0, 3, num_masks).tolist(), (scores / scores.sum(0)).astype(np.float32)
 
 
-@given(worlds(), st.sampled_from([0.5, 1.0, 3.0]))
+@given(worlds(), st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from(["segmenter", "background"]))
 @settings(max_examples=60, deadline=None)
-def test_agrees_with_loops(world: tuple[np.ndarray, list[int], np.ndarray], alpha: float):
+def test_agrees_with_loops(world: tuple[np.ndarray, list[int], np.ndarray], alpha: float, uncovered: Uncovered):
     masks, level, maps = world
     said = np.array([0, *CLASSES], np.uint8)[maps.argmax(0)]
-    refined = refine_labels(superpixels(masks, level), maps, CLASSES, said, alpha)
-    np.testing.assert_array_equal(refined.labels, refined_labels(masks, level, maps, CLASSES, said, alpha))
+    refined = refine_labels(superpixels(masks, level), maps, CLASSES, said, alpha, uncovered=uncovered)
+    expected = refined_labels(masks, level, maps, CLASSES, said, alpha, uncovered=uncovered)
+    np.testing.assert_array_equal(refined.labels, expected)
     assert refined.coverage == pytest.approx(masks.any(0).mean() if len(masks) else 0.0)
     assert refined.confidence.min() >= 0
     assert refined.confidence.max() <= 1
