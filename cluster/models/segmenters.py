@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fmwsss.cluster.models.checkpoint import load_state
 from fmwsss.cluster.models.device import pick_device
 from fmwsss.cluster.models.factories import find_factory
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
-from fmwsss.cluster.models.weights import load_state, weights_file
+from fmwsss.cluster.models.weights import weights_file
 from fmwsss.cluster.storage.folder import Folder
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -53,7 +53,7 @@ def _tokenizer() -> SimpleTokenizer:
 
 
 class FrozenClip(nn.Module):
-    """An open_clip `CLIP` with a `VisionTransformer`, frozen and always in evaluation mode.
+    """An open_clip `CLIP` or `CustomTextCLIP` with a `VisionTransformer`, frozen and always in evaluation mode.
 
     The patch embedding `visual.conv1` may be any module that maps (B, 3, h*patch, w*patch) to (B, width, h, w).
 
@@ -66,7 +66,7 @@ class FrozenClip(nn.Module):
         ValueError: the model's towers are of a kind on which the method is not defined.
     """
 
-    def __init__(self, model: CLIP, identity: str, name: str = "") -> None:
+    def __init__(self, model: CLIP | CustomTextCLIP, identity: str, name: str = "") -> None:
         super().__init__()
         _check_supported(model)
         self.model = model.requires_grad_(False).eval()
@@ -79,6 +79,10 @@ class FrozenClip(nn.Module):
     @property
     def _visual(self) -> Any:
         return self.model.visual
+
+    @property
+    def _text(self) -> Any:
+        return _text_tower(self.model)
 
     @property
     def patch_size(self) -> int:
@@ -98,8 +102,7 @@ class FrozenClip(nn.Module):
     @property
     def text_width(self) -> int:
         """Width of a token embedding of the text tower."""
-        embed: Any = self.model.token_embedding
-        return int(embed.weight.shape[1])
+        return int(self._text.token_embedding.weight.shape[1])
 
     @functools.cached_property
     def logit_scale(self) -> float:
@@ -227,7 +230,7 @@ class FrozenClip(nn.Module):
             ValueError: a text is longer than the text tower reads (open_clip would cut it in silence), or the text
                 tower lacks one of its tokens.
         """
-        length, num_words = int(self.model.context_length), int(self.model.vocab_size)
+        length, num_words = int(self._text.context_length), int(self._text.vocab_size)
         tokenizer = _tokenizer()
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in enumerate(texts):
@@ -245,12 +248,11 @@ class FrozenClip(nn.Module):
 
     def token_embeddings(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape text_width"]:
         """Rows of the text tower's embedding table, without position."""
-        embed: Any = self.model.token_embedding
-        return embed(ids)
+        return self._text.token_embedding(ids)
 
     def words(self) -> tuple[list[str], Int[Tensor, "words"]]:
         """The whole words among the tokens of the text tower, and their token ids."""
-        decoder, length = _tokenizer().decoder, int(self.model.vocab_size)
+        decoder, length = _tokenizer().decoder, int(self._text.vocab_size)
         whole = {i: text.removesuffix("</w>") for i, text in decoder.items() if text.endswith("</w>") and i < length}
         kept = {i: text for i, text in sorted(whole.items()) if text.isascii() and text.isalpha()}
         return list(kept.values()), torch.tensor(list(kept), device=self.device)
@@ -267,30 +269,37 @@ class FrozenClip(nn.Module):
             token_embeddings: of each node, without position, which is added here.
             tree: its prompts end with [EOS].
         """
-        model: Any = self.model
-        *blocks, last = model.transformer.resblocks
-        x = token_embeddings + model.positional_embedding[tree.position]
+        text = self._text
+        *blocks, last = text.transformer.resblocks
+        x = token_embeddings + text.positional_embedding[tree.position]
         for block in blocks:
             x = after_attention(block, x, _attend_in_tree(block, x, tree))
         ends = tree.path[:, -1]
         x = after_attention(last, x[ends], _attend_in_tree(last, x, tree)[ends])
         # Logits are cosines times a hundred: their last step keeps its digits, under autocast too.
         with torch.autocast(x.device.type, enabled=False):
-            x, projection = model.ln_final(x), model.text_projection
+            x, projection = text.ln_final(x), text.text_projection
             x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
             return functional.normalize(x, dim=-1)
 
 
-def _check_supported(model: CLIP) -> None:
+def _text_tower(model: CLIP | CustomTextCLIP) -> Any:
+    """What holds the text tower's parts: a module of its own, or the CLIP itself."""
+    return model.text if isinstance(model, CustomTextCLIP) else model
+
+
+def _check_supported(model: CLIP | CustomTextCLIP) -> None:
     visual: Any = model.visual
+    text = _text_tower(model)
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
     if not blocks or not hasattr(visual, "class_embedding"):
         raise ValueError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
     if any(not isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
         raise ValueError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
-    if any(
-        not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in model.transformer.resblocks
-    ):
+    text_blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
+    if not text_blocks:
+        raise ValueError(f"CLIP's text tower is a {type(text).__name__}; a TextTransformer of open_clip is needed")
+    if any(not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in text_blocks):
         raise ValueError("CLIP's text tower has attention of its own kind; plain multi-head attention is needed")
     if visual.attn_pool is not None or visual.proj is None:
         raise ValueError(
@@ -300,8 +309,11 @@ def _check_supported(model: CLIP) -> None:
         raise ValueError(
             f"CLIP's patches are {visual.patch_size[0]} x {visual.patch_size[1]} pixels; squares are needed"
         )
-    if model.attn_mask is None or model.text_pool_type not in ("argmax", "eos"):
+    pool_type = text.pool_type if isinstance(model, CustomTextCLIP) else model.text_pool_type
+    if text.attn_mask is None or pool_type not in ("argmax", "eos"):
         raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
+    if text.text_projection is None or getattr(text, "cls_emb", None) is not None:
+        raise ValueError("CLIP's text tower has a class token or no projection; an embedding at its end is needed")
 
 
 def _attend_in_tree(block: Any, x: Tensor, tree: TokenTree) -> Tensor:

@@ -72,11 +72,12 @@ def segmenter(config: RunConfig) -> str:
 
 
 def model(role: Any, spec: ModelSpec) -> str:
-    """Whether the weights are there and, where the run file says so, are the right ones."""
-    sha256 = check(spec, role).get("sha256")
-    told = [str(spec.factory or spec.model)]
+    """Whether the weights are there, fit the network and, where the run file says so, are the right ones."""
+    about = check(spec, role)
+    told = [str(spec.factory or about["model"])]
     told += [f"weights {spec.weights}"] if spec.weights else []
-    told += [f"sha256 {sha256}"] if sha256 else []
+    told += [f"sha256 {about['sha256']}"] if about.get("sha256") else []
+    told += [str(about["note"])] if about.get("note") else []
     return ", ".join(told)
 
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("role", "spec", "sentence"),
     [
-        ("sam", ModelSpec(model="vit_h"), "sam: model 'vit_h' needs weights"),
+        ("clip", ModelSpec(model="ViT-B-16"), "clip: model 'ViT-B-16' needs weights"),
+        ("sam", ModelSpec(model="vit_b", weights="/tmp"), "sam: a folder at /tmp; give the path of a checkpoint"),
         ("sam", ModelSpec(model="vit_x", weights="w"), "sam: there is no model 'vit_x'; near it are"),
         ("sam", ModelSpec(model="vit_b", weights="/none/w.pth"), "sam: no weights at /none/w.pth"),
         ("clip", ModelSpec(model="ViT-B-61", weights="openai"), "clip: there is no model 'ViT-B-61'; near it are"),
@@ -45,7 +46,7 @@ def test_what_cannot_be_had_is_one_line(role: Literal["clip", "sam"], spec: Mode
 def test_a_wrong_sha256_gives_both(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"weights")
-    with pytest.raises(ModelError, match=f"has sha256 {file_sha256(path)}, the run file says {'0' * 64}"):
+    with pytest.raises(ModelError, match=f"has sha256 {file_sha256(path)}, the run has {'0' * 64}"):
         check(ModelSpec(model="vit_b", weights=str(path), sha256="0" * 64), "sam")
 
 
@@ -60,9 +61,50 @@ def test_weights_from_a_url_are_fetched_once_and_checked(tmp_path: Path, monkeyp
     assert fetched.read_bytes() == b"weights"
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="another or a damaged file"):
+    with pytest.raises(ModelError, match=f"has sha256 {file_sha256(other)} .7 bytes. and not {'1' * 64}: another or"):
         weights_file(ModelSpec(model="vit_b", weights=f"file://{other}", sha256="1" * 64))
     assert len(list(fetched.parent.iterdir())) == 1, "a file that was refused must not stay in the cache"
+
+
+def test_a_damaged_file_of_the_cache_is_fetched_again_or_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "w.safetensors"
+    source.write_bytes(b"weights")
+    spec = ModelSpec(model="vit_b", weights=f"file://{source}", sha256=file_sha256(source))
+    fetched = weights_file(spec)
+    fetched.write_bytes(b"weighty")
+    assert weights_file(spec).read_bytes() == b"weights"
+    fetched.write_bytes(b"weighty")
+    source.unlink()
+    with pytest.raises(ModelError, match=f"is damaged, and file://{source} could not be fetched: it does not exist"):
+        weights_file(spec)
+
+
+@pytest.mark.parametrize(
+    ("role", "spec", "name"),
+    [
+        ("sam", ModelSpec(model="vit_h"), "vit_h"),
+        ("sam", ModelSpec(model="vit_t"), "vit_t"),
+        ("clip", ModelSpec(model="ViT-B-16", weights="openai"), "ViT-B-16-quickgelu/openai"),
+        ("clip", ModelSpec(model="ViT-L-14-336-quickgelu", weights="openai"), "ViT-L-14-336-quickgelu/openai"),
+    ],
+)
+def test_a_known_name_without_internet_is_refused_in_one_line(
+    role: Literal["clip", "sam"], spec: ModelSpec, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("fmwsss.cluster.models.download.FIRST_WAIT_S", 0.0)
+    with pytest.raises(ModelError) as caught:
+        check(spec, role)
+    told = str(caught.value)
+    assert told.startswith(f"{role}: the file of {name} is not on this machine, and https://")
+    assert "could not be fetched: no connection (ConnectionRefusedError)" in told
+    assert f"with internet `fmwsss fetch {name}` fetches it, and its copy goes to {tmp_path}/fmwsss/weights/" in told
+    assert f"or give the path of the file as `{role}.weights`" in told
+    assert "\n" not in told
 
 
 def test_the_replicas_of_a_machine_fetch_once(tmp_path: Path) -> None:
