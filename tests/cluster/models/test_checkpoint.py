@@ -90,7 +90,7 @@ WRITERS: dict[str, Callable[[Any, Path], object]] = {
 @pytest.mark.parametrize("form", WRITERS)
 def test_a_clip_in_each_format_gives_equal_outputs(form: str, tmp_path: Path) -> None:
     clip, path = _clip(), tmp_path / "weights.bin"
-    expected = open_clip.create_model("ViT-tiny", force_quick_gelu=form in ("openai", "archive")).eval()
+    expected: Any = open_clip.create_model("ViT-tiny", force_quick_gelu=form in ("openai", "archive")).eval()
     expected.load_state_dict(clip.state_dict())
     WRITERS[form](clip, path)
     spec = ModelSpec(model="ViT-tiny", weights=str(path))
