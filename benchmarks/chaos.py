@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="no fault after this time: the last run ends in peace")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of faults and moments")
-    parser.add_argument("--cheap", action="store_true", help="runs without models (tests/cheap.py): many more of them")
+    parser.add_argument("--cheap", action="store_true", help="runs without models (tests/support): many more of them")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)

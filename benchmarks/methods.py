@@ -104,11 +104,11 @@ def measure(config: RunConfig, seeds: str, count: int) -> dict[str, Any]:
 
 def rows_of(run: Run, seeds: str, count: int) -> Iterator[dict[str, Any]]:
     """Image, truth and maps of the first images that have a truth."""
-    for part in run.folder.child(f"seeds/{seeds}").list("part-"):
-        images = run.folder.child("images").read_table(part, columns=["image_id", "image", "truth"]).to_pylist()
+    for part in run.parts(f"seeds/{seeds}"):
+        images = run.read_part("images", part, columns=["image_id", "image", "truth"]).to_pylist()
         by_id = {row["image_id"]: row for row in images if row["truth"] is not None}
         columns = ["image_id", "classes", "grid_height", "grid_width", "cam", "refined_cam"]
-        for row in run.folder.child(f"seeds/{seeds}").read_table(part, columns=columns).to_pylist():
+        for row in run.read_part(f"seeds/{seeds}", part, columns=columns).to_pylist():
             if count > 0 and row["image_id"] in by_id:
                 count -= 1
                 yield row | by_id[row["image_id"]]

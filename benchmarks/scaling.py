@@ -322,7 +322,7 @@ def memory(folder: Path, num_images: int) -> dict[str, Any]:
             for stage, chain in chains.items():
                 took[stage] = _chain_ms(parts, chain, num_images)
                 rows.append({"stage": stage, "ms_per_image": took[stage], **peaks, **_object_store()})
-        counted = {stage: run.count_rows(stage, run.folder.child(stage).list("part-")) for stage in took}
+        counted = {stage: run.count_rows(stage, run.parts(stage)) for stage in took}
     assert set(counted.values()) == {num_images}, counted
     return {"images": num_images, "object_store_bytes": OBJECT_STORE_BYTES, "rows": rows}
 

@@ -15,9 +15,13 @@ from typing import Any
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
 from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
+
+
+JOURNAL_EVERY_S = 10.0  # parts that a killed driver did not note are read again by the next one
 
 
 class StageError(ValueError):
@@ -43,8 +47,10 @@ def versions() -> dict[str, str]:
 
 def receipt_key(receipt: Receipt) -> str:
     """Names the content of a complete stage: the same settings on the same images have the same key."""
-    # Not the number of rows: images that failed may be tried again (jobs/failures.py does again what depends on them).
-    content = [receipt.inputs, receipt.parts]
+    # Not the number of rows: images that failed may be tried again (cluster/storage/retry.py has what depends on them
+    # made again). What was learned is named by its content: learned again, it may be another.
+    learned = {file.name: file.sha256 for file in receipt.files if not file.name.startswith("part-")}
+    content = [receipt.inputs, receipt.parts, *([learned] if learned else [])]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -59,6 +65,7 @@ def upstream(run: Run, stage: str, names: Sequence[str]) -> list[Receipt]:
         receipt = run.receipt(name)
         if receipt is None:
             raise StageError(f"stage {stage} needs {name}, which is not complete in {run.folder.url}; run it first")
+        run.demand_whole(receipt)
         receipts.append(receipt)
     return receipts
 
@@ -86,6 +93,7 @@ def finish_stage(run: Run, started: StartedStage, parts: Sequence[str], num_rows
         started=started.started.isoformat(timespec="seconds"),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
+        files=run.files_of(started.stage, parts),
     )
     run.finish(receipt)
     return receipt
@@ -119,6 +127,7 @@ def run_sharded(
     num_failures = run.failures(stage).num_rows if finished else 0
     allowed = math.floor(max_failures * num_images + 1e-9)
     timings: list[dict[str, Any]] = []
+    noted_s = time.monotonic()
 
     def check_failures() -> None:
         if num_failures > allowed:
@@ -132,7 +141,12 @@ def run_sharded(
     with StageProgress(stage, num_images, "images", done=num_rows + num_failures) as progress:
 
         def on_done(row: dict[str, Any]) -> None:
-            nonlocal num_rows, num_failures
+            nonlocal num_rows, num_failures, noted_s
+            file = StageFile(row["file"], row["num_rows"], row["num_bytes"], row["sha256"])
+            run.accept(stage, row["part"], file)
+            if time.monotonic() - noted_s > JOURNAL_EVERY_S:
+                run.write_journal(stage)
+                noted_s = time.monotonic()
             num_rows += row["num_rows"]
             num_failures += row["num_failures"]
             progress.advance(row["num_rows"] + row["num_failures"], row["num_failures"])

@@ -60,7 +60,9 @@ def run(
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
     models = {"clip": check(config.clip.spec(), "clip"), "sam": check(config.sam.spec(), "sam")}
-    with hold(ledger.folder, running):
+    with hold(ledger.folder, running) as claim:
+        ledger = Run(ledger.folder.guarded(claim))
+        ledger.folder.sweep()
         if retry:
             again = forget(ledger, retry if isinstance(retry, str) else None)
             print(f"tried again: {', '.join(f'{count} of {name}' for name, count in again.items()) or 'nothing'}")
@@ -108,7 +110,10 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pa
     dataset = UnlabelledData(kind="unlabelled", images=images, truth=truth, split=name)
     own = run_layout.predictions_run(ledger, name)
     own.folder.probe()
-    with hold(own.folder, running), session(config.cluster.address, config.cluster.num_cpus):
+    # Of the whole run: `run` writes predictions too.
+    with hold(ledger.folder, running) as claim, session(config.cluster.address, config.cluster.num_cpus):
+        ledger = Run(ledger.folder.guarded(claim))
+        own = run_layout.predictions_run(ledger, name)
         try:
             metrics = predict.predict_dataset(config, ledger, dataset, name)
         except ChangedInputs as error:

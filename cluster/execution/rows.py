@@ -13,9 +13,15 @@ import pyarrow as pa
 
 from fmwsss.cluster.execution.heartbeat import beat
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.core.schemas import FAILURES, failure_row
 
-SUMMARY = pa.schema([("part", pa.string()), ("num_rows", pa.int64()), ("num_failures", pa.int64())])
+SUMMARY = pa.schema(
+    [
+        ("part", pa.string()), ("num_rows", pa.int64()), ("num_failures", pa.int64()),
+        ("file", pa.string()), ("num_bytes", pa.int64()), ("sha256", pa.string()),
+    ]
+)  # fmt: skip
 
 
 def carried(payload: Sequence[pa.Field]) -> pa.Schema:
@@ -96,11 +102,11 @@ def write_block(block: pa.Table, run: Run, stage: str, schema: pa.Schema, png_co
         names = rows["image_id"].to_pylist()
         files = {f"png/{name}.png": data for name, data in zip(names, rows[png_column].to_pylist(), strict=True)}
         run.folder.child(stage).write_many(files)
-    run.write_part(stage, part, rows, schema, failures)
-    return summary(part, rows.num_rows, len(failures))
+    return summary(part, run.write_part(stage, part, rows, schema, failures), len(failures))
 
 
-def summary(part: str, num_rows: int, num_failures: int) -> pa.Table:
-    """The only thing that a stage sends to the driver: counts of one shard."""
-    row = {"part": part, "num_rows": num_rows, "num_failures": num_failures}
+def summary(part: str, file: StageFile, num_failures: int) -> pa.Table:
+    """The only thing that a stage sends to the driver: the file of one shard, and counts."""
+    row = {"part": part, "num_rows": file.rows, "num_failures": num_failures}
+    row |= {"file": file.name, "num_bytes": file.bytes, "sha256": file.sha256}
     return pa.Table.from_pylist([row], schema=SUMMARY)

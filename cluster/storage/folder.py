@@ -1,66 +1,42 @@
 """A folder on a local disk or an object store: whole objects in and out, nothing ever half written.
 
-Only PUT, GET, LIST and DELETE are asked of an object store. A `Folder` is only a URL: credentials and endpoint come
-from the environment of the process that opens it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
+Only PUT, GET, LIST and DELETE are asked of an object store, and, where it has them, PUTs that only create. A `Folder`
+is only a URL: credentials and endpoint come from the environment of the process that opens it (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from fmwsss.cluster.storage.local_disk import has_links, is_temporary, leftovers, walk, write_local
+from fmwsss.cluster.storage.parquet import READING, checked, parse_table, table_bytes
+from fmwsss.cluster.storage.storage_errors import DamagedFile as DamagedFile
+from fmwsss.cluster.storage.storage_errors import FileError as FileError
+from fmwsss.cluster.storage.storage_errors import StorageError as StorageError
+from fmwsss.cluster.storage.storage_errors import is_missing_bucket, is_refused_creation, is_transient, reason_of
 
 NUM_TRIES = 9
 NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
 # How long a store that is out of order (it restarts, it throttles) is waited for. The first wait is doubled each time.
 PATIENCE_S = float(os.environ.get("FMWSSS_PATIENCE_S", "120"))
 FIRST_WAIT_S = PATIENCE_S / (2 ** (NUM_TRIES - 1) - 1)
-NUM_DELETERS = 16
-TRANSIENT_ERRNOS = {
-    errno.EBUSY,  # s3fs: SlowDown, 503, 409
-    errno.EREMOTEIO,  # s3fs: 500
-    errno.EIO,  # s3fs: a code it has no name for (502, 504, "TooManyRequests")
-    errno.EAGAIN,
-    errno.ECONNRESET,
-    errno.ETIMEDOUT,
-    errno.EPIPE,
-}
-# By name, so that botocore and aiohttp are not imported for a local folder.
-TRANSIENT_NAMES = {
-    "HTTPClientError",
-    "ConnectionClosedError",
-    "ConnectTimeoutError",
-    "ReadTimeoutError",
-    "EndpointConnectionError",
-    "ResponseStreamingError",
-    "IncompleteReadError",
-    "IncompleteRead",
-    "ClientError",
-    "FSTimeoutError",
-}
-
+NUM_DELETERS = NUM_WRITERS = 16
+PIECE_BYTES = 8 << 20
 T = TypeVar("T")
-
-
-class StorageError(ValueError):
-    """Something about a folder that a user can put right; one line, with its URL and what to do."""
-
-
-class FileError(StorageError):
-    """One file that is absent or too large; the folder itself answers."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +45,17 @@ class Folder:
 
     Small, hashable and picklable: it goes to Ray's workers as it is, and each opens its own connection.
 
+    Attributes:
+        url: where it is.
+        guard: called before anything here or below is written or deleted; raises where that is no longer allowed (a
+            driver that was replaced, see `driver_lock`).
+
     Raises:
         ValueError: the URL is empty, or has credentials in it.
     """
 
     url: str
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.url.strip():
@@ -95,26 +77,35 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder `name` (which may be nested: `seeds/coarse`) in this one; it need not exist."""
-        return Folder(self._at(name))
+        return replace(self, url=self._at(name))
+
+    def guarded(self, guard: Callable[[], None] | None) -> Folder:
+        """The same folder, whose writers first ask `guard`."""
+        return replace(self, guard=guard)
 
     def list(self, prefix: str = "") -> list[str]:
         """Names of all files below this folder that begin with `prefix`, relative to it, sorted; none if it is absent.
 
         One LIST. Files that are still being written are left out.
         """
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """The files of `list` with their sizes in bytes; the same single LIST."""
         if self.is_local:
-            names = list(_walk(Path(self.url), prefix))
+            found = dict(walk(Path(self.url), prefix))
         else:
 
-            def find() -> list[str]:
+            def find() -> dict[str, int]:
                 filesystem, path = self._open()
                 # Only s3fs narrows the LIST itself; the filter below is for the others.
                 options: dict[str, Any] = {"prefix": prefix} if prefix and self.url.startswith("s3") else {}
-                found = filesystem.find(path, **options)
-                return [name[len(path) + 1 :] for name in found if name.startswith(path + "/")]
+                told = filesystem.find(path, detail=True, **options)
+                below = {name: about for name, about in told.items() if name.startswith(path + "/")}
+                return {name[len(path) + 1 :]: int(about.get("size") or 0) for name, about in below.items()}
 
-            names = self._patiently("list", self.url, find)
-        return sorted(name for name in names if name.startswith(prefix) and not _is_temporary(name))
+            found = self._patiently("list", self.url, find)
+        return {name: size for name, size in found.items() if name.startswith(prefix) and not is_temporary(name)}
 
     def probe(self) -> None:
         """Ask whether the folder answers at all, with less patience than usual; it need not exist.
@@ -128,7 +119,7 @@ class Folder:
             try:
                 filesystem.info(f"{path}/{uuid.uuid4().hex}")
             except FileNotFoundError as error:
-                if _is_missing_bucket(error):
+                if is_missing_bucket(error):
                     raise
 
         if not self.is_local:
@@ -136,17 +127,22 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes; None if there is none of this name."""
         path = self._at(name)
         if self.is_local:
-            return os.path.isfile(path)
+            return os.path.getsize(path) if os.path.isfile(path) else None
 
-        def info() -> bool:
+        def info() -> int | None:
             try:
-                return self._open()[0].info(path)["type"] == "file"
+                about = self._open()[0].info(path)
+                return int(about.get("size") or 0) if about["type"] == "file" else None
             except FileNotFoundError as error:
-                if _is_missing_bucket(error):
+                if is_missing_bucket(error):
                     raise
-                return False
+                return None
 
         return self._patiently("look up", path, info)
 
@@ -167,35 +163,90 @@ class Folder:
 
         return self._patiently("read", path, read)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file whole, or not at all; one that is there is replaced."""
+    def sha256(self, name: str) -> str:
+        """The sha256 of a file, read piece by piece; raises as `read`."""
         path = self._at(name)
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            with self._open()[0].open(path, "rb", cache_type="none") as file:
+                while piece := file.read(PIECE_BYTES):
+                    digest.update(piece)
+            return digest.hexdigest()
+
+        return self._patiently("read", path, read)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, or not at all; one that is there is replaced.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        path = self._at(name)
+        self._demand_leave()
         if self.is_local:
-            self._patiently("write", path, lambda: _write_local(path, data))
+            self._patiently("write", path, lambda: write_local(path, data))
         else:
             self._patiently(
                 "write", path, lambda: self._open()[0].pipe_file(path, data, **self._whole("chunksize", 2**40))
             )
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file whole if there is none of this name; whether there is one with these bytes now, by any writer.
+
+        Where the storage has no way to do so at once (see `creates_exclusively`), it is looked up before.
+        """
+        path = self._at(name)
+        self._demand_leave()
+        if self.is_local:
+            is_new = self._patiently("write", path, lambda: write_local(path, data, is_new=True))
+            return is_new or self.read(name) == data
+
+        # Servers without conditional writes take the PUT as any other; other schemes may not know of them.
+        is_free = self.url.startswith("s3") or not self.exists(name)
+        is_new = is_free and self._patiently("write", path, lambda: self._put_new(path, data))
+        # Refused also when an earlier try of this very PUT came through and only its answer was lost.
+        return is_new or self.read(name) == data
+
+    def creates_exclusively(self) -> bool:
+        """Whether of several writers that create one file only one can: found out by writing twice."""
+        name = f".{uuid.uuid4().hex}.tmp"
+        path = self._at(name)
+        if self.is_local:
+            return self._patiently("write", path, lambda: has_links(path))
+        try:
+            self._patiently("write", path, lambda: self._put_new(path, b"once"))
+            return not self._patiently("write", path, lambda: self._put_new(path, b"twice"))
+        except (NotImplementedError, TypeError):
+            return False
+        finally:
+            self._patiently("delete", path, lambda: self._remove(path))
+
     def write_many(self, files: Mapping[str, bytes]) -> None:
         """Write several files, each whole or not at all; in bulk on an object store."""
+        self._demand_leave()
         if self.is_local:
-            for name, data in files.items():
-                self.write(name, data)
+            # Each fsync waits for the disk; together they wait once.
+            with ThreadPoolExecutor(NUM_WRITERS) as pool:
+                list(pool.map(lambda item: self._write_one(*item), files.items()))
         elif files:
             paths = {self._at(name): data for name, data in files.items()}
             self._patiently("write", self.url, lambda: self._open()[0].pipe(paths, **self._whole("chunksize", 2**40)))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A Parquet file as a table; only the bytes of the columns that are asked for travel."""
+        """A Parquet file as a table; only the bytes of the columns that are asked for travel.
+
+        Raises:
+            DamagedFile: its pages don't have the checksums that were written with them, or it is no Parquet file.
+            StorageError: it can't be read.
+        """
+        if columns is None:
+            return parse_table(self.read(name), f"{self.url}/{name}")
         path = self._at(name)
 
         def read() -> pa.Table:
-            filesystem, _ = self._open()
-            if columns is None:
-                return pq.read_table(BytesIO(filesystem.cat_file(path, **self._whole("max_concurrency", 1))))
-            with filesystem.open(path, "rb", cache_type="none") as file:
-                return pq.read_table(file, columns=list(columns), pre_buffer=True)
+            with self._open()[0].open(path, "rb", cache_type="none") as file:
+                return checked(lambda: pq.read_table(file, columns=list(columns), **READING), path)
 
         return self._patiently("read", path, read)
 
@@ -206,21 +257,17 @@ class Folder:
         def read() -> int:
             filesystem, _ = self._open()
             with filesystem.open(path, "rb", cache_type="none") as file:
-                return pq.read_metadata(file).num_rows
+                return checked(lambda: pq.read_metadata(file).num_rows, path)
 
         return self._patiently("read", path, read)
 
     def write_table(self, name: str, table: pa.Table | Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         """Write a table, or rows, as a Parquet file of this schema; the same rows give the same bytes."""
-        given: Any = table  # pyarrow has no types that a checker could narrow by
-        rows = given if isinstance(given, pa.Table) else pa.Table.from_pylist([*given], schema=schema)
-        sink = BytesIO()
-        # Encoded images and ids don't repeat: a dictionary would only cost time.
-        pq.write_table(rows.select(schema.names).cast(schema), sink, compression="zstd", use_dictionary=False)
-        self.write(name, sink.getvalue())
+        self.write(name, table_bytes(table, schema))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; a name that is absent is no error."""
+        self._demand_leave()
         paths = [self._at(name) for name in names]
 
         def delete(path: str) -> None:
@@ -231,8 +278,24 @@ class Folder:
             list(pool.map(delete, paths))
 
     def delete_all(self) -> None:
-        """Delete every file below this folder."""
+        """Delete every file below this folder, and what killed writers left behind."""
         self.delete(self.list())
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Delete what writers that were killed have left on a local disk; how many files that were."""
+        left = leftovers(Path(self.url)) if self.is_local else []
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def _demand_leave(self) -> None:
+        if self.guard is not None:
+            self.guard()
+
+    def _write_one(self, name: str, data: bytes) -> None:
+        path = self._at(name)
+        self._patiently("write", path, lambda: write_local(path, data))
 
     def _at(self, name: str) -> str:
         parts = name.split("/")
@@ -240,12 +303,21 @@ class Folder:
             raise ValueError(f"{name!r} is no name inside {self.url}: it may not be empty, absolute or hold `..`")
         return f"{self.url.rstrip('/')}/{name}"
 
+    def _put_new(self, path: str, data: bytes) -> bool:
+        try:
+            self._open()[0].pipe_file(path, data, mode="create", **self._whole("chunksize", 2**40))
+        except Exception as error:
+            if is_refused_creation(error):
+                return False
+            raise
+        return True
+
     def _remove(self, path: str) -> None:
         filesystem, _ = self._open()
         try:
             filesystem.rm_file(path)
         except FileNotFoundError as error:
-            if _is_missing_bucket(error):
+            if is_missing_bucket(error):
                 raise
 
     def _whole(self, option: str, value: int) -> dict[str, Any]:
@@ -269,18 +341,16 @@ class Folder:
         for attempt in range(num_tries):
             try:
                 return call()
-            except pa.ArrowInvalid as error:
-                raise StorageError(f"can't {action} {path}: it is no Parquet file with these columns") from error
             except StorageError:
                 raise
             except Exception as error:
-                if attempt + 1 < num_tries and _is_transient(error):
+                if attempt + 1 < num_tries and is_transient(error):
                     time.sleep(FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
                     continue
-                reason = _reason(error, num_tries)
+                reason = reason_of(error, num_tries)
                 if reason is None:
                     raise
-                is_missing = isinstance(error, FileNotFoundError) and not _is_missing_bucket(error)
+                is_missing = isinstance(error, FileNotFoundError) and not is_missing_bucket(error)
                 # What the server answered may repeat the key id: only its kind is told, and the chain is cut.
                 raise (FileError if is_missing else StorageError)(f"can't {action} {path}: {reason}") from None
         raise AssertionError("the last attempt returns or raises")
@@ -290,70 +360,3 @@ def read_url(url: str, max_bytes: int | None = None) -> bytes:
     """The bytes of the file at a path or URL; raises as `Folder.read`."""
     parent, slash, name = url.rpartition("/")
     return Folder(parent or slash or ".").read(name, max_bytes)
-
-
-def _walk(base: Path, prefix: str) -> Iterator[str]:
-    """Names of the files below a folder; folders that can hold none with this prefix are not looked into."""
-    for parent, folders, files in os.walk(base):
-        above = Path(parent).relative_to(base).as_posix() + "/" if Path(parent) != base else ""
-        folders[:] = [
-            name for name in folders if f"{above}{name}/".startswith(prefix) or prefix.startswith(f"{above}{name}/")
-        ]
-        yield from (above + file for file in files)
-
-
-def _write_local(path: str, data: bytes) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _is_temporary(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return base.startswith(".") and base.endswith(".tmp")
-
-
-def _is_missing_bucket(error: BaseException) -> bool:
-    response = getattr(error.__cause__, "response", None) or {}
-    return response.get("Error", {}).get("Code") == "NoSuchBucket"
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, (PermissionError, FileNotFoundError)):
-        return False
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & TRANSIENT_NAMES) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
-
-
-def _reason(error: BaseException, num_tries: int) -> str | None:
-    """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
-        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node"
-    if isinstance(error, FileNotFoundError):
-        if _is_missing_bucket(error):
-            return "the bucket does not exist; create it, or check its name and AWS_ENDPOINT_URL"
-        return "it does not exist; check the path"
-    if isinstance(error, PermissionError):
-        return "access is refused; check the credentials in the environment and who may use this place"
-    if isinstance(error, ImportError):
-        return "its scheme needs a package that is not installed"
-    if "EndpointConnectionError" in names or isinstance(error, ConnectionError):
-        endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-        where = f" at {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
-        return f"no answer{where} after {num_tries} tries; check the network and AWS_ENDPOINT_URL"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "no space is left there"
-    if _is_transient(error):
-        return f"still failing after {num_tries} tries ({type(error).__name__}); try again later"
-    if isinstance(error, OSError):
-        return os.strerror(error.errno).lower() if error.errno else type(error).__name__
-    return None

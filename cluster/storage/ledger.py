@@ -2,31 +2,45 @@
 
 <run>/manifest.json, timeline.json
 <run>/<stage>/_inputs.json         what the stage's rows depend on; written before the first part
-<run>/<stage>/part-*.parquet       named by content: a task that runs twice writes the same bytes again
-<run>/<stage>/_receipt.json        written last: the stage is complete
+<run>/<stage>/part-<number>-<hash of _inputs.json>.parquet    created once: a task that runs twice changes nothing
+<run>/<stage>/_journal.json        parts that are accepted, and their hashes, while the stage is open
+<run>/<stage>/_again.json          parts that are made again, while the stage is open
+<run>/<stage>/_receipt.json        written last: the stage is complete, of exactly the files that it lists
 <run>/failures/<stage>/part-*.parquet   written before the part it belongs to: a part that is there is wholly told
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.parquet import parse_table, table_bytes
+from fmwsss.cluster.storage.receipts import Receipt as Receipt
+from fmwsss.cluster.storage.receipts import StageFile, file_name, mark_of, part_of, to_json
+from fmwsss.cluster.storage.receipts import part_index as part_index
+from fmwsss.cluster.storage.receipts import part_name as part_name
+from fmwsss.cluster.storage.storage_errors import DamagedFile, FileError, StorageError
 from fmwsss.core.schemas import FAILURES
 
 INPUTS = "_inputs.json"
+MARK = "_mark"  # a key of INPUTS: what the names of the stage's files carry; absent in runs of an earlier release
+JOURNAL = "_journal.json"
+AGAIN = "_again.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
 PROMPTS_FILE = "prompts.safetensors"
 TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
 NUM_READERS = 16  # small files that are read at the same time
+LOOK_BYTES = 4 << 30  # of the parts of a stage that is gone on with; of more, sizes alone are compared with the journal
+SMALL_BYTES = 64 << 20  # of a file whose hash is looked at whenever its stage is read
 
 
 class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
@@ -41,108 +55,246 @@ class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
         self.found = found
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What a complete stage tells about itself.
+@dataclass
+class _Known:
+    """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again."""
 
-    Attributes:
-        stage: its folder in the run, such as `seeds/coarse`.
-        inputs: the resolved settings that its rows depend on; JSON.
-        parts: names of its parts, sorted.
-        num_rows: rows in all parts.
-        num_failures: images that failed in this stage.
-        seconds: wall time of the stage's last start until its end.
-        started, finished: ISO 8601, with a time zone.
-        versions: packages and their versions.
-    """
-
-    stage: str
-    inputs: dict[str, Any]
-    parts: list[str]
-    num_rows: int
-    num_failures: int
-    seconds: float
-    started: str
-    finished: str
-    versions: dict[str, str]
-
-    def to_json(self) -> bytes:
-        """This receipt as JSON, in UTF-8."""
-        return _to_json(asdict(self))
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Receipt:
-        """The receipt that `to_json` wrote."""
-        return cls(**json.loads(data))
-
-
-def part_name(index: int) -> str:
-    """The name of part `index` of a stage."""
-    return f"part-{index:05d}.parquet"
-
-
-def part_index(part: str) -> int:
-    """The index that `part_name` made this name of."""
-    return int(part.removeprefix("part-").removesuffix(".parquet"))
+    mark: str
+    files: dict[str, StageFile] = field(default_factory=dict)
+    again: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Small and picklable: tasks on other nodes write their parts through it."""
+    """A run folder. Small and picklable: tasks on other nodes write their parts through it.
+
+    A part is asked for by the name that it has in every stage; its file also carries a hash of the stage's inputs, so
+    that a worker of a driver that was replaced by one with other settings writes where nobody reads.
+    """
 
     folder: Folder
+    _stages: dict[str, _Known] = field(default_factory=dict, compare=False, repr=False)
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> set[str]:
         """Start a stage or go on with it; returns the names of the parts that are already written.
+
+        Parts that are damaged, and those that `do_again` named, are not among them.
 
         Raises:
             ChangedInputs: the stage was begun with other inputs.
         """
         stage_folder = self.folder.child(stage)
-        new = json.loads(_to_json(inputs))
-        if not stage_folder.exists(INPUTS):
+        new = json.loads(to_json(inputs))
+        there = stage_folder.sizes("_")
+        if INPUTS not in there:
+            known = self._stages[stage] = _Known(mark_of(new))
             # Parts without inputs can't be trusted; they are replaced.
-            stage_folder.write(INPUTS, _to_json(new))
+            names = (part_of(name, known.mark) for name in stage_folder.list("part-"))
+            known.again = {part for part in names if part}
+            stage_folder.write(INPUTS, to_json({**new, MARK: known.mark}))
             return set()
-        changes = _changes(json.loads(stage_folder.read(INPUTS)), new)
+        old = _read_json(stage_folder, INPUTS)
+        known = self._stages[stage] = _Known(old.pop(MARK, ""))
+        changes = _changes(old, new)
         if changes:
             raise ChangedInputs(
                 f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}",
                 "use another run folder, or start again from this stage with `--from`",
             )
-        return {name for name in stage_folder.list("part-") if name.endswith(".parquet")}
+        if RECEIPT in there:
+            return set(self._demand_receipt(stage).parts)
+        return self._parts_there(stage, known, there)
+
+    def _parts_there(self, stage: str, known: _Known, there: Mapping[str, int]) -> set[str]:
+        """The parts of an open stage that need not be made again."""
+        stage_folder = self.folder.child(stage)
+        listed = _read_json(stage_folder, JOURNAL) if JOURNAL in there else []
+        noted = {file["name"]: StageFile(**file) for file in listed}
+        sizes = stage_folder.sizes("part-")
+        parts = {part: name for name in sorted(sizes) if (part := part_of(name, known.mark))}
+        are_read = sum(sizes.values()) <= LOOK_BYTES
+
+        def look(name: str) -> StageFile | None:
+            noted_file = noted.get(name)
+            if noted_file is not None and not are_read:
+                return noted_file if noted_file.bytes == sizes[name] else None
+            return self._look(stage_folder, name, noted_file)
+
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            files = dict(zip(parts, pool.map(look, parts.values()), strict=True))
+        bad = sorted(part for part, file in files.items() if file is None)
+        if bad:
+            told = f"{', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}"
+            print(f"{stage}: damaged, and made again: {told}", file=sys.stderr, flush=True)
+        known.again = {*bad, *(_read_json(stage_folder, AGAIN) if AGAIN in there else [])}
+        known.files = {part: file for part, file in files.items() if file and part not in known.again}
+        return set(known.files)
+
+    @staticmethod
+    def _look(folder: Folder, name: str, noted: StageFile | None) -> StageFile | None:
+        """A part of an earlier start as it is now; None if it is not what was written."""
+        try:
+            data = folder.read(name)
+            if noted is not None:
+                return noted if noted.is_whole(data) else None
+            return StageFile.of(name, data, parse_table(data, name).num_rows)
+        except (DamagedFile, FileError):
+            return None
+
+    def file_of(self, stage: str, part: str) -> str:
+        """The name of the file that holds a part of a stage."""
+        known = self._known(stage)
+        accepted = known.files.get(part)
+        return accepted.name if accepted else file_name(part, known.mark)
+
+    def read_part(self, stage: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A part of a stage as a table; only the bytes of the columns that are asked for travel.
+
+        Raises:
+            DamagedFile: it is not what was written; the line names the command that mends it.
+            StorageError: it can't be read.
+        """
+        folder, name = self.folder.child(stage), self.file_of(stage, part)
+        accepted = self._known(stage).files.get(part)
+        try:
+            if columns is not None:
+                return folder.read_table(name, columns)
+            data = folder.read(name)
+            if accepted and not accepted.is_whole(data):
+                raise DamagedFile(f"can't read {folder.url}/{name}: its bytes are not those that were written")
+            return parse_table(data, f"{folder.url}/{name}")
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; {self.how_to_mend()}") from error
+
+    def how_to_mend(self) -> str:
+        """The command that mends what is damaged, in words."""
+        return f"`fmwsss verify {self.folder.url} --mend`, and the command that made this run, make it again"
+
+    def parts(self, stage: str) -> list[str]:
+        """Names of the parts of a stage that are written, complete or not."""
+        mark = self._known(stage).mark
+        found = (part_of(name, mark) for name in self.folder.child(stage).list("part-"))
+        return sorted(part for part in found if part)
+
+    def _known(self, stage: str) -> _Known:
+        if stage not in self._stages and self.receipt(stage) is None:
+            self._stages[stage] = _Known(self._mark_of_inputs(stage))
+        return self._stages[stage]
+
+    def _mark_of_inputs(self, stage: str) -> str:
+        folder = self.folder.child(stage)
+        return _read_json(folder, INPUTS).get(MARK, "") if folder.exists(INPUTS) else ""
 
     def stages(self) -> dict[str, list[str]]:
         """Every stage of the manifest that was begun in this run, with the stages that it reads."""
         found = {}
         for stage in (self.manifest() or {"stages": []})["stages"]:
             if self.folder.child(stage).exists(INPUTS):
-                found[stage] = sorted(json.loads(self.folder.child(stage).read(INPUTS)).get("reads", {}))
+                found[stage] = sorted(_read_json(self.folder.child(stage), INPUTS).get("reads", {}))
         return found
 
     def count_rows(self, stage: str, parts: Sequence[str]) -> int:
-        """Rows in some parts of a stage; only their footers are read."""
-        folder = self.folder.child(stage)
-        with ThreadPoolExecutor(NUM_READERS) as pool:
-            return sum(pool.map(folder.num_rows, parts))
+        """Rows in some parts of a stage; of those that are not known, only the footers are read."""
+        folder, known = self.folder.child(stage), self._known(stage)
 
-    def delete_parts(self, stage: str, parts: Sequence[str]) -> None:
-        """Delete some parts of a stage with their failures, so that they are done again."""
+        def count(part: str) -> int:
+            accepted = known.files.get(part)
+            return accepted.rows if accepted else folder.num_rows(self.file_of(stage, part))
+
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return sum(pool.map(count, parts))
+
+    def do_again(self, stage: str, parts: Sequence[str]) -> None:
+        """Have some parts of a stage made again by its next start; until then they stay as they are.
+
+        The stage is open from here on. Killed in between, it can be called again.
+        """
         folder = self.folder.child(stage)
-        folder.delete([RECEIPT, *parts])
-        self.folder.child(FAILURES_FOLDER).child(stage).delete(parts)
+        before = _read_json(folder, AGAIN) if folder.exists(AGAIN) else []
+        folder.write(AGAIN, to_json(sorted({*before, *parts})))
+        folder.delete([RECEIPT])
+        self._stages.pop(stage, None)
+
+    def accept(self, stage: str, part: str, file: StageFile) -> None:
+        """Remember a part that a worker has written."""
+        self._known(stage).files[part] = file
+
+    def write_journal(self, stage: str) -> None:
+        """Write down the parts that were accepted until now: a later start finds out by it which are damaged."""
+        files = sorted(self._known(stage).files.values(), key=lambda file: file.name)
+        self.folder.child(stage).write(JOURNAL, json.dumps([asdict(file) for file in files]).encode())
+
+    def files_of(self, stage: str, parts: Sequence[str]) -> list[StageFile]:
+        """The files of some parts, for a receipt; those that no worker told of are read."""
+        folder, known = self.folder.child(stage), self._known(stage)
+
+        def look(name: str) -> StageFile:
+            size = folder.size(name)
+            rows = folder.num_rows(name) if name.endswith(".parquet") else 0
+            return StageFile(name, rows, size or 0, folder.sha256(name))
+
+        unknown = [name for part in parts if part not in known.files for name in self._names_of(stage, part)]
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return sorted(
+                [*(known.files[part] for part in parts if part in known.files), *pool.map(look, unknown)],
+                key=lambda file: file.name,
+            )
+
+    def _names_of(self, stage: str, part: str) -> list[str]:
+        """The files of one part: one, or those of a folder such as a trained network's."""
+        folder = self.folder.child(stage)
+        for name in (self.file_of(stage, part), part):
+            if folder.exists(name):
+                return [name]
+        return [name for name in folder.list(f"{part}/")]
 
     def receipt(self, stage: str) -> Receipt | None:
-        """The receipt of a stage, or None while it is not complete."""
+        """The receipt of a stage, or None while it is not complete.
+
+        Raises:
+            DamagedFile: it can't be understood.
+        """
         stage_folder = self.folder.child(stage)
-        return Receipt.from_json(stage_folder.read(RECEIPT)) if stage_folder.exists(RECEIPT) else None
+        return self._demand_receipt(stage) if stage_folder.exists(RECEIPT) else None
+
+    def _demand_receipt(self, stage: str) -> Receipt:
+        folder = self.folder.child(stage)
+        try:
+            receipt = Receipt.from_json(folder.read(RECEIPT))
+        except (ValueError, KeyError, AttributeError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise DamagedFile(f"{folder.url}/{RECEIPT} is damaged; {self.how_to_mend()}") from None
+        marks = {match for file in receipt.files if (match := _mark_in(file.name)) is not None}
+        mark = marks.pop() if len(marks) == 1 else self._mark_of_inputs(stage)
+        files = {part_of(file.name, mark) or file.name: file for file in receipt.files}
+        self._stages[stage] = _Known(mark, files)
+        return receipt
+
+    def demand_whole(self, receipt: Receipt) -> None:
+        """Compare what a complete stage consists of with its receipt: sizes of all, hashes of what is small.
+
+        Raises:
+            DamagedFile: something is absent or changed; the line names it and the command that mends it.
+        """
+        folder = self.folder.child(receipt.stage)
+        sizes = folder.sizes("part-" if all(file.name.startswith("part-") for file in receipt.files) else "")
+        for file in receipt.files:
+            is_small = not file.name.startswith("part-") and file.bytes <= SMALL_BYTES
+            if sizes.get(file.name) != file.bytes or (is_small and not file.is_whole(folder.read(file.name))):
+                found = "is damaged" if file.name in sizes else "is absent"
+                raise DamagedFile(f"{folder.url}/{file.name} {found}; {self.how_to_mend()}")
 
     def finish(self, receipt: Receipt) -> None:
         """Mark a stage as complete. Everything else of it must be written before."""
-        self.folder.child(receipt.stage).write(RECEIPT, receipt.to_json())
+        folder = self.folder.child(receipt.stage)
+        folder.write(RECEIPT, receipt.to_json())
+        # After it, and not before: what they tell is in the receipt now.
+        folder.delete([JOURNAL, AGAIN])
 
     def reset(self, stage: str) -> None:
         """Delete a stage and its failures, so that it starts anew. Killed in between, it can be called again."""
+        self._stages.pop(stage, None)
         stage_folder = self.folder.child(stage)
         names = stage_folder.list()
         receipts = [name for name in names if name.rpartition("/")[2] == RECEIPT]
@@ -160,15 +312,28 @@ class Run:
         table: pa.Table | Sequence[Mapping[str, Any]],
         schema: pa.Schema,
         failures: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """Write a part (perhaps without rows) and the failures (rows of FAILURES) of the images that are not in it."""
+    ) -> StageFile:
+        """Write a part (perhaps without rows) and the failures (rows of FAILURES) of the images that are not in it.
+
+        A part that is there stays, unless it is one that is to be made again: a task that was done twice, or one of a
+        driver that was replaced, changes nothing.
+
+        Returns:
+            The file, as it is now.
+        """
+        known, folder, name = self._known(stage), self.folder.child(stage), self.file_of(stage, part)
         stage_failures = self.folder.child(FAILURES_FOLDER).child(stage)
         if failures:
-            stage_failures.write_table(part, failures, FAILURES)
+            stage_failures.write_table(name, failures, FAILURES)
         else:
             # An earlier attempt at this part may have failed where this one did not.
-            stage_failures.delete([part])
-        self.folder.child(stage).write_table(part, table, schema)
+            stage_failures.delete([name])
+        data = table_bytes(table, schema)
+        if part in known.again:
+            folder.write(name, data)
+        elif not folder.create(name, data):
+            data = folder.read(name)
+        return StageFile.of(name, data, parse_table(data, name).num_rows)
 
     def failures(self, stage: str | None = None) -> pa.Table:
         """The rows of FAILURES of one stage, or of all, in the order of their parts.
@@ -177,15 +342,37 @@ class Run:
         """
         folder = self.folder.child(FAILURES_FOLDER)
         names = [name for name in folder.list(f"{stage}/" if stage else "") if name.endswith(".parquet")]
-        if stage:
-            written = set(self.folder.child(stage).list("part-"))
-            names = [name for name in names if name.removeprefix(f"{stage}/") in written]
+        written = {name: set(self.folder.child(name).list("part-")) for name in ([stage] if stage else [])}
+        chosen = []
+        for name in names:
+            own_stage, _, file = name.rpartition("/")
+            if stage not in (None, own_stage):
+                continue
+            known = self._known(own_stage)
+            part = part_of(file, known.mark)
+            # What is made again is told again.
+            is_current = part is not None and (part in known.files or part not in known.again)
+            if is_current and file in written.get(own_stage, {file}):
+                chosen.append(name)
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            return pa.concat_tables([FAILURES.empty_table(), *pool.map(folder.read_table, names)])
+            return pa.concat_tables([FAILURES.empty_table(), *pool.map(folder.read_table, chosen)])
+
+    def failed_parts(self, stage: str) -> dict[str, int]:
+        """Failed images of a stage by part."""
+        folder, mark = self.folder.child(FAILURES_FOLDER).child(stage), self._known(stage).mark
+        parts = {part: name for name in folder.list("part-") if (part := part_of(name, mark))}
+        return {part: folder.num_rows(name) for part, name in parts.items()}
 
     def timeline(self) -> list[dict[str, Any]]:
         """When each operator had each shard, on which node and process: events of Chrome's trace format."""
-        return json.loads(self.folder.read(TIMELINE)) if self.folder.exists(TIMELINE) else []
+        if not self.folder.exists(TIMELINE):
+            return []
+        try:
+            return json.loads(self.folder.read(TIMELINE))
+        except ValueError as error:
+            if isinstance(error, StorageError):
+                raise
+            return []  # nothing depends on it
 
     def add_timeline(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Add events to `timeline.json`, which Chrome and Perfetto show."""
@@ -194,15 +381,25 @@ class Run:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the resolved configuration, versions and weights of the run."""
-        self.folder.write(MANIFEST, _to_json(manifest))
+        self.folder.write(MANIFEST, to_json(manifest))
 
     def manifest(self) -> dict[str, Any] | None:
         """What `write_manifest` wrote, or None in a new run."""
-        return json.loads(self.folder.read(MANIFEST)) if self.folder.exists(MANIFEST) else None
+        return _read_json(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
 
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+def _read_json(folder: Folder, name: str) -> Any:
+    data = folder.read(name)
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise DamagedFile(f"{folder.url}/{name} is damaged: it is no JSON; put back a copy, or start anew") from None
+
+
+def _mark_in(file: str) -> str | None:
+    """The mark in a name that `file_name` made; None if it is no part's."""
+    stem = file.removesuffix(".parquet")
+    return stem.partition("-")[2].partition("-")[2] if file.startswith("part-") else None
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

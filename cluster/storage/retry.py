@@ -6,7 +6,7 @@ from fmwsss.cluster.storage.ledger import Run
 
 
 def forget(run: Run, stage: str | None = None) -> dict[str, int]:
-    """Deletes the parts in which images failed, and all that was made from them: the next start does them again.
+    """Has the parts in which images failed, and all that was made from them, made again by the next start.
 
     A part of a stage is made from the parts of the same name that it reads, and from the whole of what has no parts
     (learned prompts): so SAM's masks of the other parts stay, and prompts are learned anew where their images change.
@@ -20,24 +20,19 @@ def forget(run: Run, stage: str | None = None) -> dict[str, int]:
     """
     stages = run.stages()
     names = [stage] if stage else list(stages)
-    failed = {name: _failed_parts(run, name) for name in names}
+    failed = {name: run.failed_parts(name) for name in names}
     stale = _stale_parts(run, stages, {name: set(parts) for name, parts in failed.items() if parts})
-    # What reads goes before what it reads: killed in between, nothing that is left was made from what is gone.
+    # What reads goes before what it reads: killed in between, nothing that is left was made from what is gone. Nothing
+    # is deleted before what replaces it is there, but for learned prompts, which are learned anew.
     for name in reversed(_in_order(stages)):
         if name not in stale:
             continue
-        parts = stale[name]
-        if parts is None:
-            run.reset(name)
+        parts, written = stale[name], run.parts(name)
+        if written:
+            run.do_again(name, written if parts is None else sorted(parts))
         else:
-            run.delete_parts(name, sorted(parts))
+            run.reset(name)
     return {name: sum(parts.values()) for name, parts in failed.items() if parts}
-
-
-def _failed_parts(run: Run, stage: str) -> dict[str, int]:
-    """Failed images of a stage by part."""
-    folder = run.folder.child("failures").child(stage)
-    return {part: folder.num_rows(part) for part in folder.list("part-")}
 
 
 def _in_order(stages: dict[str, list[str]]) -> list[str]:
@@ -60,7 +55,7 @@ def _stale_parts(run: Run, stages: dict[str, list[str]], failed: dict[str, set[s
     stale: dict[str, set[str] | None] = {}
     has_parts: dict[str, bool] = {}
     for name in _in_order(stages):
-        has_parts[name] = bool(run.folder.child(name).list("part-"))
+        has_parts[name] = bool(run.parts(name))
         parts: set[str] | None = failed.get(name, set())
         for upstream in stages.get(name, []):
             changed: set[str] | None = stale.get(upstream, set())

@@ -115,7 +115,7 @@ def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int
             "failed": working["failed"], "per_second": rate, "seconds_left": left / rate if rate else None,
             "note": working["note"],
         }  # fmt: skip
-    if begun and (parts := run.folder.child(stage).list("part-")):
+    if begun and (parts := run.parts(stage)):
         done, failed = run.count_rows(stage, parts), run.failures(stage).num_rows
         total = num_images if stage != "images" else None
         left = total - done - failed if total is not None else None

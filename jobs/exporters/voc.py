@@ -33,7 +33,7 @@ def _write_archive(run: Run, stage: str) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for part in receipt.parts:
-            for row in run.folder.child(stage).read_table(part, columns=["image_id", "labels"]).to_pylist():
+            for row in run.read_part(stage, part, columns=["image_id", "labels"]).to_pylist():
                 entry = tarfile.TarInfo(f"{VOC_FOLDER}/{row['image_id']}.png")
                 entry.size = len(row["labels"])
                 archive.addfile(entry, io.BytesIO(row["labels"]))

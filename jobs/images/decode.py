@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from fmwsss.cluster.execution.rows import map_rows, start_rows
 from fmwsss.cluster.execution.subprocess_decoder import decoder
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.images import UNLIMITED
 from fmwsss.core.schemas import DECODED_PAYLOAD, IMAGES
 
@@ -19,8 +21,13 @@ ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
 def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = ()) -> pa.Table:
     """A block that names one part of `images/` in, its decoded images out. The truth column is never read here."""
     part = block["part"][0].as_py()
-    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes", "sha256"])
-    rows = [row for row in table.to_pylist() if row.pop("sha256") not in skip_sha256]
+    table = run.read_part("images", part, columns=["image_id", "image", "classes", "sha256"])
+    rows = [row for row in table.to_pylist() if row["sha256"] not in skip_sha256]
+    for row in rows:
+        # Parts of an earlier release have no checksums of their own.
+        if hashlib.sha256(row["image"]).hexdigest() != row.pop("sha256"):
+            name = f"{run.folder.url}/images/{run.file_of('images', part)}"
+            raise DamagedFile(f"the bytes of image {row['image_id']} in {name} have changed; {run.how_to_mend()}")
     encoded = start_rows(part, rows, ENCODED_PAYLOAD)
     return map_rows(encoded, decode_row, DECODED_PAYLOAD, stage)
 

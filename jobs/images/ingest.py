@@ -95,8 +95,7 @@ def ingest_shard(
             failures.append(failure_row(source["image_id"], STAGE, error))
         except Exception as error:
             failures.append(failure_row(source["image_id"], STAGE, error))
-    run.write_part(STAGE, part, rows, IMAGES, failures)
-    return summary(part, len(rows), len(failures))
+    return summary(part, run.write_part(STAGE, part, rows, IMAGES, failures), len(failures))
 
 
 def image_row(

@@ -144,12 +144,12 @@ def draw_window(
 
 def _read_part(source: BatchSource, part: str, number: int) -> list[dict[str, Any]]:
     """What the views of one part are drawn from; images that lack a seed or features are left out."""
-    folder = source.run.folder
+    run = source.run
     columns = ["image_id", "classes", *(["image"] if source.feature_stage is None else [])]
-    rows = folder.child("images").read_table(part, columns=columns).to_pylist()
+    rows = run.read_part("images", part, columns).to_pylist()
     for stage, column in ((source.feature_stage, f"view_{number}"), (source.seed_stage, "seed")):
         if stage is not None:
-            table = folder.child(stage).read_table(part, columns=["image_id", column])
+            table = run.read_part(stage, part, columns=["image_id", column])
             by_id = dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
             rows = [{**row, column: by_id[row["image_id"]]} for row in rows if row["image_id"] in by_id]
     return rows

@@ -100,7 +100,7 @@ def view_shard(
 ) -> pa.Table:
     """A block that names one part of `images/` in, the pixels of its views out."""
     part = block["part"][0].as_py()
-    table = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"])
+    table = run.read_part("images", part, columns=["image_id", "image", "classes"])
 
     def draw(row: dict[str, Any]) -> dict[str, Any]:
         image = decode_rgb(row["image"], max_pixels=UNLIMITED)

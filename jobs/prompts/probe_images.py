@@ -64,12 +64,10 @@ class Examples:
 
 def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip) -> Examples:
     """The first images of a part of `images/`, through the image tower once."""
-    rows = (
-        run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"])[:NUM_EXAMPLES].to_pylist()
-    )
+    rows = run.read_part("images", part, columns=["image_id", "image", "classes"])[:NUM_EXAMPLES].to_pylist()
     superpixels = {}
     if run.receipt("superpixels") is not None:
-        table = run.folder.child("superpixels").read_table(part)
+        table = run.read_part("superpixels", part)
         superpixels = {
             row["image_id"]: finest_regions(superpixels_from_row(row)) for row in table[:NUM_EXAMPLES].to_pylist()
         }

@@ -186,7 +186,7 @@ def judge_shard(
     boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
     statistics = np.zeros((len(rows), len(SEED_STATISTICS)))
     num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
-    truths = run.folder.child("images").read_table(part, columns=["image_id", "truth"]).to_pylist()
+    truths = run.read_part("images", part, columns=["image_id", "truth"]).to_pylist()
     tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
     for image in truths:
         try:
@@ -223,7 +223,7 @@ def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
         columns += ["seed", "grid_height", "grid_width", "cam", "refined_cam", "coverage", "missing"]
     else:
         columns += ["labels", *(["coverage"] if stage.endswith("refined") else [])]
-    table = run.folder.child(stage).read_table(part, columns=columns)
+    table = run.read_part(stage, part, columns=columns)
     return {row["image_id"]: row for row in table.to_pylist()}
 
 

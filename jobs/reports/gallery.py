@@ -51,7 +51,7 @@ def _choose(run: Run, parts: list[str], count: int) -> list[tuple[str, str]]:
     """(part, image id) of images spread evenly over the whole range from most to least uncertain."""
     ranked = []
     for part in parts:
-        table = run.folder.child("seeds/fine").read_table(part, columns=["image_id", "mean_confidence"])
+        table = run.read_part("seeds/fine", part, columns=["image_id", "mean_confidence"])
         ranked += [(row["mean_confidence"], row["image_id"], part) for row in table.to_pylist()]
     ranked.sort()
     picks = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)) if ranked else []
@@ -90,7 +90,7 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
 def _cards(run: Run, part: str, wanted: set[str], vocabulary: Vocabulary, column: str) -> list[dict[str, Any]]:
     columns = ["image_id", "image", "truth"]
     tables = {
-        name: {row["image_id"]: row for row in run.folder.child(name).read_table(part, columns=use).to_pylist()}
+        name: {row["image_id"]: row for row in run.read_part(name, part, columns=use).to_pylist()}
         for name, use in (("images", columns), ("superpixels", None), ("seeds/coarse", None), ("seeds/fine", None))
     }
     return [

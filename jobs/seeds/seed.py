@@ -114,9 +114,9 @@ def write_shard(
     part = block["part"][0].as_py()
     images = {}
     if section.method == "crf":
-        table = run.folder.child("images").read_table(part, columns=["image_id", "image"])
+        table = run.read_part("images", part, columns=["image_id", "image"])
         images = dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
-    table = run.folder.child("superpixels").read_table(part)
+    table = run.read_part("superpixels", part)
     superpixels = {row["image_id"]: row for row in table.to_pylist()}
     # An image without superpixels is told in failures/superpixels; here it is left out.
     seeded = map_rows(

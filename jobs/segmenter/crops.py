@@ -136,10 +136,10 @@ def draw_window(
 
 def _read_part(source: CropSource, part: str) -> list[dict[str, Any]]:
     """What the crops of one part are drawn from; images without labels are left out."""
-    folder, (stage, column) = source.run.folder, source.labels
+    run, (stage, column) = source.run, source.labels
     columns = ["image_id", column, *(["confidence"] if source.weighted else [])]
-    labels = {row["image_id"]: row for row in folder.child(stage).read_table(part, columns=columns).to_pylist()}
-    images = folder.child("images").read_table(part, columns=["image_id", "image"]).to_pylist()
+    labels = {row["image_id"]: row for row in run.read_part(stage, part, columns).to_pylist()}
+    images = run.read_part("images", part, columns=["image_id", "image"]).to_pylist()
     return [
         {**row, "labels": labels[row["image_id"]][column], "confidence": labels[row["image_id"]].get("confidence")}
         for row in images

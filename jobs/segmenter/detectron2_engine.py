@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from fmwsss.cluster.models.device import pick_device, use_threads
 from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files, spec_from_json
-from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.telemetry.tensorboard import EventLog
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
@@ -336,8 +335,8 @@ def _dataset_dicts(run: Run, stage: str, column: str) -> list[dict[str, Any]]:
     assert receipt is not None
     dicts = []
     for part in receipt.parts:
-        sizes = run.folder.child("images").read_table(part, columns=["image_id", "height_px", "width_px"]).to_pylist()
-        labels = run.folder.child(stage).read_table(part, columns=["image_id", column]).to_pylist()
+        sizes = run.read_part("images", part, columns=["image_id", "height_px", "width_px"]).to_pylist()
+        labels = run.read_part(stage, part, columns=["image_id", column]).to_pylist()
         has_labels = {row["image_id"] for row in labels if row[column] is not None}
         dicts += [
             {
@@ -357,13 +356,13 @@ def read_cell(run: Run, file_name: str, column: str) -> bytes:
     """The bytes that a file name of our catalog means."""
     path, _, image_id = file_name.partition("#")
     stage, _, part = path.rpartition("/")
-    return _column(run.folder.child(stage), part, column)[image_id]
+    return _column(run, stage, part, column)[image_id]
 
 
 @functools.lru_cache(maxsize=2)
-def _column(folder: Folder, part: str, column: str) -> dict[str, bytes]:
+def _column(run: Run, stage: str, part: str, column: str) -> dict[str, bytes]:
     """A column of one part, by image. Images are read in the order of parts: the last of each column is enough."""
-    table = folder.read_table(part, columns=["image_id", column])
+    table = run.read_part(stage, part, columns=["image_id", column])
     return dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
 
 

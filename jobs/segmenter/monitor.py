@@ -40,7 +40,7 @@ def validation_miou(segmenter: Segmenter, run: Run, short_side_px: int) -> float
     images = run.receipt("images")
     assert images is not None
     for part in images.parts:
-        for row in run.folder.child("images").read_table(part, columns=["image", "truth"]).to_pylist():
+        for row in run.read_part("images", part, columns=["image", "truth"]).to_pylist():
             if row["truth"] is not None:
                 values = probabilities(segmenter, decode_rgb(row["image"], max_pixels=UNLIMITED), short_side_px)
                 labels: UInt8[np.ndarray, "height width"] = values.argmax(0).to(torch.uint8).cpu().numpy()

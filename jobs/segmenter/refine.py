@@ -89,8 +89,8 @@ def refine_images(
 def decode_predicted_shard(block: pa.Table, run: Run, predicted: str, stage: str) -> pa.Table:
     """A block that names one part in, its predicted images out, decoded, with those classes that are to get maps."""
     part = block["part"][0].as_py()
-    said = run.folder.child(predicted).read_table(part, ["image_id", "labels", "classes"]).to_pylist()
-    images = run.folder.child("images").read_table(part, ["image_id", "image"]).to_pylist()
+    said = run.read_part(predicted, part, ["image_id", "labels", "classes"]).to_pylist()
+    images = run.read_part("images", part, ["image_id", "image"]).to_pylist()
     encoded = {row["image_id"]: row["image"] for row in images}
 
     def decode(row: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def refine_shard(
     """A block that names one part, or has its class maps, in; refined labels and failures written, counts out."""
     part = block["part"][0].as_py()
     columns = ["image_id", "image"] if source == "images" else None
-    other = {row["image_id"]: row for row in run.folder.child(source).read_table(part, columns).to_pylist()}
-    said = {row["image_id"]: row for row in run.folder.child(predicted).read_table(part).to_pylist()}
+    other = {row["image_id"]: row for row in run.read_part(source, part, columns).to_pylist()}
+    said = {row["image_id"]: row for row in run.read_part(predicted, part).to_pylist()}
     if maps is None:
         block = start_rows(part, [{"image_id": image_id} for image_id in said], [])
     # An image without superpixels is told in failures/superpixels; here it is left out.

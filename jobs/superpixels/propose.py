@@ -71,8 +71,7 @@ def write_shard(
     rows, failures = split_rows(found, SUPERPIXELS)
     if shared is not None:
         rows = _with_shared(run, part, rows, {failure["image_id"] for failure in failures}, shared)
-    run.write_part(STAGE, part, rows, SUPERPIXELS, failures)
-    return summary(part, rows.num_rows, len(failures))
+    return summary(part, run.write_part(STAGE, part, rows, SUPERPIXELS, failures), len(failures))
 
 
 def _with_shared(run: Run, part: str, rows: pa.Table, failed: set[str], shared: SharedSuperpixels) -> pa.Table:
@@ -88,5 +87,5 @@ def _with_shared(run: Run, part: str, rows: pa.Table, failed: set[str], shared: 
 
 def _image_sha256(run: Run, part: str) -> dict[str, str]:
     """By image id, in the order of the part."""
-    table = run.folder.child("images").read_table(part, columns=["image_id", "sha256"])
+    table = run.read_part("images", part, columns=["image_id", "sha256"])
     return dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))

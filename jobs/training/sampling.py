@@ -18,7 +18,7 @@ def count_rows(run: Run, parts: Sequence[str], stages: Sequence[str]) -> tuple[i
     """How many images of each part are in every one of some stages."""
 
     def count(part: str) -> int:
-        tables = (run.folder.child(stage).read_table(part, columns=["image_id"]) for stage in stages)
+        tables = (run.read_part(stage, part, columns=["image_id"]) for stage in stages)
         return len(set.intersection(*(set(table["image_id"].to_pylist()) for table in tables)))
 
     with ThreadPoolExecutor(NUM_READERS) as pool:

@@ -1,4 +1,4 @@
-"""A run without models, for the tests of faults: `python -m tests.cheap RUN ADDRESS [STAGE ...]`.
+"""A run without models, for the tests of faults: `python -m tests.support.cheap_stages RUN ADDRESS [STAGE ...]`.
 
 Everything around the models is the real thing (ingest, decoding, operators of `propose` and `seed`, ledger, lock, Ray
 Data); the replicas are actors that sleep and always find the same. So a run takes seconds, and every stage of it can be
@@ -39,7 +39,8 @@ def main() -> None:
     run = Run(Folder(url))
     with _told_in_lines():
         run.folder.probe()
-        with hold(run.folder, running):
+        with hold(run.folder, running) as claim:
+            run = Run(run.folder.guarded(claim))
             run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": STAGES})
             with session(address):
                 for stage in stages or STAGES:

@@ -97,10 +97,10 @@ def start_run(
 
 
 def start_cheap(run: str, address: str, log: Path, stages: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """A run without models (tests/cheap.py) in a process of its own, its output appended to a file."""
+    """A run without models (tests/support/cheap_stages.py) in a process of its own, its output appended to a file."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.cheap", run, address, *stages],
+            [sys.executable, "-m", "tests.support.cheap_stages", run, address, *stages],
             cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
 

@@ -21,8 +21,8 @@ def test_rounds_and_predictions_are_told(tmp_path: Path) -> None:
     finish_stage(run, begin_stage(run, "segmenter/round-1", {}, []), parts=[], num_rows=2000, num_failures=0)
     own = Run(run.folder.child("predictions/validation"))
     failure = {"image_id": "a", "stage": "predicted", "error_type": "ImageError", "message": "it is cut"}
-    own.write_part("predicted", "part-00000.parquet", [], IMAGES, [failure])
     begin_stage(own, "predicted", {}, [])
+    own.write_part("predicted", "part-00000.parquet", [], IMAGES, [failure])
 
     def told(stage: str, total: int) -> dict[str, dict]:
         progress = {"stage": stage, "total": total, "done": 20, "resumed": 0, "failed": 1, "seconds": 10.0, "note": ""}

@@ -48,7 +48,7 @@ def folder_config(run: Run, root: Path, *overrides: str) -> RunConfig:
 
 
 def rows_of(run: Run, parts: list[str]) -> list[dict]:
-    return [row for part in parts for row in run.folder.child("images").read_table(part).to_pylist()]
+    return [row for part in parts for row in run.read_part("images", part).to_pylist()]
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -75,7 +75,7 @@ def test_a_second_start_does_only_what_is_left_and_changes_no_byte(run: Run) -> 
     config = config_of(run, "dataset.num_images=11", "shard_rows=4")
     ingest.run(config, run)
     images = run.folder.child("images")
-    parts = [part_name(index) for index in range(3)]
+    parts = [run.file_of("images", part_name(index)) for index in range(3)]
     first = {part: images.read(part) for part in parts}
     images.delete(["_receipt.json", parts[1]])
     # Would be written again with other bytes if it were done again.

@@ -71,7 +71,7 @@ def test_a_method_is_the_core_function_of_its_name(
     write_shard(block, run, "seeds/fine", TOY, section, png=True, confidence=False)
 
     assert run.failures("seeds/fine").num_rows == 0
-    (written,) = run.folder.child("seeds/fine").read_table(PART).to_pylist()
+    (written,) = run.read_part("seeds/fine", PART).to_pylist()
     assert np.array_equal(decode_label_png(written["seed"]), labels)
     assert np.array_equal(decode_label_png((tmp_path / "seeds" / "fine" / "png" / "a.png").read_bytes()), labels)
     assert written["missing"] == [name for name, index in zip(classes, indices, strict=True) if index not in labels]

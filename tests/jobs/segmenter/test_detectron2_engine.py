@@ -115,7 +115,7 @@ def test_its_evaluator_gives_our_miou(by_detectron2: TrainJob):
     evaluator = engine.evaluator(run, name)
     evaluator.reset()
     counts = np.zeros((13, 14), np.int64)
-    rows = run.folder.child("images").read_table("part-00000.parquet").to_pylist()
+    rows = run.read_part("images", "part-00000.parquet").to_pylist()
     for inputs, row in zip(engine.test_loader(run, name), rows, strict=True):
         assert inputs[0]["image_id"] == row["image_id"]
         values = probabilities(segmenter, decode_rgb(row["image"], max_pixels=UNLIMITED), spec.short_side_px)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import Run, part_name
 from fmwsss.core.images import decode_label_png, encode_label_png
 from fmwsss.core.toy.world import draw_scene
 from tests.support.image_files import png
@@ -99,7 +99,7 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
             labels = decode_label_png((own / stage / "png" / f"new-{seed}.png").read_bytes())
             assert labels.shape == draw_scene(seed).truth.shape
             assert Image.open(own / stage / "png" / f"new-{seed}.png").mode == "P"
-    row = Folder(str(own / "predicted")).read_table("part-00000.parquet").to_pylist()[0]
+    row = Run(Folder(str(own))).read_part("predicted", "part-00000.parquet").to_pylist()[0]
     labels = decode_label_png(row["labels"])
     assert len(row["classes"]) == len(set(np.unique(labels)) - {0})
     assert len(row["probabilities"]) == 2 * (1 + len(row["classes"])) * row["grid_height"] * row["grid_width"]
@@ -129,14 +129,14 @@ def test_a_second_round_is_trained_on_refined_labels_of_the_images_own_classes(t
         assert result.returncode == 0, result.stderr
     assert "segmenter/round-1: 8 of 8" not in result.stdout, "the first round is there already"
     assert "segmenter/round-2: 8 of 8 iterations" in result.stdout
-    folder = Folder(str(trained / "segmenter"))
+    run = Run(Folder(str(trained)))
     for stage in ("round-1/predicted", "round-1/refined"):
-        rows = [row for part in range(3) for row in folder.read_table(f"{stage}/part-{part:05d}.parquet").to_pylist()]
+        rows = [row for part in range(3) for row in run.read_part(f"segmenter/{stage}", part_name(part)).to_pylist()]
         assert len(rows) == 10
         for row in rows:
             own = set(draw_scene(int(row["image_id"].removeprefix("toy-"))).classes)
             assert set(row["classes"]) <= own
-    assert folder.exists("round-2/last/model.safetensors")
+    assert run.folder.exists("segmenter/round-2/last/model.safetensors")
 
 
 @pytest.mark.parametrize(

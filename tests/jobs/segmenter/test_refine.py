@@ -90,7 +90,7 @@ SEEDS = {**dict(zip((*PAIRS, "bare"), first_of(2, 6), strict=True)), "single": f
 
 
 def labels_of(run: Run) -> dict[str, np.ndarray]:
-    rows = run.folder.child("refined").read_table(PART).to_pylist()
+    rows = run.read_part("refined", PART).to_pylist()
     return {row["image_id"]: decode_label_png(row["labels"]) for row in rows}
 
 

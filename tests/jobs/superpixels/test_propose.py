@@ -70,9 +70,9 @@ def test_a_second_run_with_the_same_sam_computes_nothing_again(
     assert [row["image_id"] for row in second.failures(STAGE).to_pylist()] == ["bad"]
     renamed = run_with(tmp_path / "renamed", {f"new-{name}": data for name, data in scenes.items()})
     assert propose(renamed, replica, shared) == 0
-    table = renamed.folder.child(STAGE).read_table(PART)
+    table = renamed.read_part(STAGE, PART)
     assert table["image_id"].to_pylist() == [f"new-{name}" for name in scenes]
-    assert table["rle"] == alone.folder.child(STAGE).read_table(PART)["rle"]
+    assert table["rle"] == alone.read_part(STAGE, PART)["rle"]
 
 
 def test_other_settings_or_weights_share_nothing(tmp_path: Path):

@@ -1,0 +1,91 @@
+"""What a storage may answer, and what of it a user is told: one line, without secrets."""
+
+from __future__ import annotations
+
+import errno
+import os
+from urllib.parse import urlsplit
+
+TRANSIENT_ERRNOS = {
+    errno.EBUSY,  # s3fs: SlowDown, 503, 409
+    errno.EREMOTEIO,  # s3fs: 500
+    errno.EIO,  # s3fs: a code it has no name for (502, 504, "TooManyRequests")
+    errno.EAGAIN,
+    errno.ECONNRESET,
+    errno.ETIMEDOUT,
+    errno.EPIPE,
+}
+# By name, so that botocore and aiohttp are not imported for a local folder.
+TRANSIENT_NAMES = {
+    "HTTPClientError",
+    "ConnectionClosedError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "EndpointConnectionError",
+    "ResponseStreamingError",
+    "IncompleteReadError",
+    "IncompleteRead",
+    "ClientError",
+    "FSTimeoutError",
+}
+
+
+class StorageError(ValueError):
+    """Something about a folder that a user can put right; one line, with its URL and what to do."""
+
+
+class FileError(StorageError):
+    """One file that is absent or too large; the folder itself answers."""
+
+
+class DamagedFile(StorageError):  # noqa: N818 - the name says what happened
+    """One file whose bytes are not those that were written."""
+
+
+def is_missing_bucket(error: BaseException) -> bool:
+    """Whether it is not the object but its bucket that is absent."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") == "NoSuchBucket"
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    if isinstance(error, (PermissionError, FileNotFoundError)):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & TRANSIENT_NAMES) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
+
+
+def reason_of(error: BaseException, num_tries: int) -> str | None:
+    """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node"
+    if isinstance(error, FileNotFoundError):
+        if is_missing_bucket(error):
+            return "the bucket does not exist; create it, or check its name and AWS_ENDPOINT_URL"
+        return "it does not exist; check the path"
+    if isinstance(error, PermissionError):
+        return "access is refused; check the credentials in the environment and who may use this place"
+    if isinstance(error, ImportError):
+        return "its scheme needs a package that is not installed"
+    if "EndpointConnectionError" in names or isinstance(error, ConnectionError):
+        endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+        where = f" at {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
+        return f"no answer{where} after {num_tries} tries; check the network and AWS_ENDPOINT_URL"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space is left there"
+    if is_transient(error):
+        return f"still failing after {num_tries} tries ({type(error).__name__}); try again later"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno).lower() if error.errno else type(error).__name__
+    return None
+
+
+def is_refused_creation(error: BaseException) -> bool:
+    """Whether an object was not created because there is one of its name."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = response.get("Error", {}).get("Code")
+    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")
