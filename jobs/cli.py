@@ -224,6 +224,21 @@ def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="fo
             show(state)
 
 
+@app.command()
+def verify(
+    run: RunUrl,
+    mend: Annotated[bool, typer.Option("--mend", help="have what is damaged made again by the next start")] = False,
+) -> None:
+    """Read every file of a run and compare it with what was written; exit code 1 if one is damaged."""
+    with _told_in_lines():
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.commands.verify import run_command
+
+        if not run_command(Run(Folder(run)), mend):
+            sys.exit(1)
+
+
 prompts_app = typer.Typer(no_args_is_help=True, help="Look at learned prompts.")
 app.add_typer(prompts_app, name="prompts")
 

@@ -17,6 +17,7 @@ from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
+from fmwsss.jobs.config.renewal import renewed_inputs
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
 
@@ -77,7 +78,7 @@ def begin_stage(run: Run, stage: str, settings: dict[str, Any], receipts: Sequen
         ChangedInputs: it was begun with other settings or on other rows.
     """
     inputs = {**settings, "reads": {receipt.stage: receipt_key(receipt) for receipt in receipts}}
-    done = run.begin(stage, inputs)
+    done = run.begin(stage, inputs, renewed_inputs)
     return StartedStage(stage, inputs, done, run.receipt(stage))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,6 +55,9 @@ class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
         self.found = found
 
 
+Renewal = Callable[[str, dict[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
 @dataclass
 class _Known:
     """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again."""
@@ -75,10 +78,15 @@ class Run:
     folder: Folder
     _stages: dict[str, _Known] = field(default_factory=dict, compare=False, repr=False)
 
-    def begin(self, stage: str, inputs: Mapping[str, Any]) -> set[str]:
+    def begin(self, stage: str, inputs: Mapping[str, Any], renewed: Renewal | None = None) -> set[str]:
         """Start a stage or go on with it; returns the names of the parts that are already written.
 
         Parts that are damaged, and those that `do_again` named, are not among them.
+
+        Args:
+            stage: its name.
+            inputs: what its rows depend on; JSON.
+            renewed: (stage, old inputs, new ones) -> the old ones in the words of this release.
 
         Raises:
             ChangedInputs: the stage was begun with other inputs.
@@ -95,7 +103,7 @@ class Run:
             return set()
         old = _read_json(stage_folder, INPUTS)
         known = self._stages[stage] = _Known(old.pop(MARK, ""))
-        changes = _changes(old, new)
+        changes = _changes(renewed(stage, old, new) if renewed else old, new)
         if changes:
             raise ChangedInputs(
                 f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -140,19 +141,13 @@ def test_who_was_taken_over_stops(folder: Folder, is_deaf: bool) -> None:
     if is_deaf:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def take_over() -> None:
-        time.sleep(0.5)
-        folder.child(CLAIMS).delete(list(read_claims(folder)))
-
-    thread = threading.Thread(target=take_over)
-    thread.start()
     try:
-        with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing):
-            time.sleep(10)
+        with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing) as claim:  # noqa: PT012
+            folder.child(CLAIMS).delete([claim.name])
+            wait()
         assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if is_deaf else before)
     finally:
         signal.signal(signal.SIGINT, before)
-        thread.join()
 
 
 def test_many_at_once_never_hold_it_together(tmp_path: Path) -> None:
@@ -172,13 +167,82 @@ def test_many_at_once_never_hold_it_together(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_by_a_person_stays_one(folder: Folder) -> None:
-    def interrupt(*_: Any) -> None:
-        time.sleep(0.3)
+    with pytest.raises(KeyboardInterrupt), hold(folder, nothing):  # noqa: PT012
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt), hold(folder, nothing):
-        time.sleep(30)
-    thread.join()
+        wait()
     assert folder.list() == []
+
+
+def wait() -> None:
+    """Until a signal comes."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+    pytest.fail("nothing stopped this driver")
+
+
+def successor(folder: Folder, claim: lock.Claim) -> str:
+    """The claim of a driver that took over, as it writes it; the one before is deleted after it."""
+    name = f"claim-{claim.generation + 1:015d}.json"
+    about = {"host": "elsewhere", "pid": 1, "started": "2026-01-01", "token": "ab", "process": {"machine": "x y z"}}
+    assert folder.child(CLAIMS).create(name, json.dumps(about).encode())
+    return name
+
+
+def test_who_slept_through_a_takeover_writes_and_deletes_nothing_and_leaves_its_successor_alone(folder: Folder) -> None:
+    folder.write("part", b"of both")
+    with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing) as claim:  # noqa: PT012
+        workers = pickle.loads(pickle.dumps(folder.child("stage").guarded(claim)))
+        workers.write("before", b"1")
+        other = successor(folder, claim)
+        lock._asked.clear()  # a worker that was away for longer than LEAVE_S
+        for forbidden in (
+            lambda: workers.write("after", b"1"),
+            lambda: workers.create("after", b"1"),
+            lambda: workers.write_many({"after": b"1"}),
+            lambda: workers.delete(["before"]),
+            lambda: workers.child("png").delete_all(),
+        ):
+            with pytest.raises(RunInUse, match="taken over"):
+                forbidden()
+        wait()
+    assert folder.list() == [f"{CLAIMS}/{other}", "part", "stage/before"]
+
+
+def test_a_beat_that_was_stalled_does_not_bring_a_claim_back(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the claim and the PUT of the beat, a driver is stopped for longer than its lease."""
+    stalled = threading.Event()
+    write = Folder.write
+
+    def slow_write(own: Folder, name: str, data: bytes) -> None:
+        if name.startswith("beat-") and threading.current_thread().name == "claim" and not stalled.is_set():
+            successor(folder, claims[0])
+            folder.child(CLAIMS).delete([claims[0].name])
+            stalled.set()
+        write(own, name, data)
+
+    claims: list[lock.Claim] = []
+    with pytest.raises(RunInUse, match="taken over"), hold(folder, nothing) as claim:  # noqa: PT012
+        claims.append(claim)
+        monkeypatch.setattr(Folder, "write", slow_write)
+        wait()
+    assert [name for name in read_claims(folder)] == [f"claim-{claim.generation + 1:015d}.json"]
+
+
+def test_a_beat_that_dies_ends_its_driver(folder: Folder) -> None:
+    told = iter([None, None])
+
+    def progress() -> None:
+        return next(told)
+
+    with pytest.raises(RuntimeError, match="could not be renewed: StopIteration"), hold(folder, progress):
+        wait()
+    assert folder.list() == []
+
+
+def test_a_claim_is_created_by_one_of_many(folder: Folder) -> None:
+    assert folder.creates_exclusively()
+    assert folder.create("one", b"a")
+    assert not folder.create("one", b"b")
+    assert folder.create("one", b"a"), "an own earlier try came through"
+    assert folder.read("one") == b"a"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +13,11 @@ import pytest
 
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import ChangedInputs, Receipt, Run, part_index, part_name
+from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.core.schemas import FAILURES, failure_row
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
+IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 INPUTS = {"sam": {"model": "vit_h", "sha256": "ab"}, "thresholds": [0.5, 0.7], "seed": 0}
 
 
@@ -149,3 +153,64 @@ def test_the_manifest_comes_back(run: Run) -> None:
 def test_part_names_sort_and_come_back() -> None:
     assert part_name(12) == "part-00012.parquet"
     assert [part_index(part_name(index)) for index in (0, 12, 123456)] == [0, 12, 123456]
+
+
+def test_a_task_of_a_replaced_driver_with_other_settings_writes_where_nobody_reads(run: Run) -> None:
+    stage, part = "superpixels", part_name(0)
+    run.begin(stage, {"points": 24})
+    of_first = pickle.loads(pickle.dumps(run))  # as a worker has it
+    second = Run(run.folder)
+    second.reset(stage)
+    second.begin(stage, {"points": 6})
+    file = second.write_part(stage, part, [{"image_id": "x", "value": 6}], SCHEMA, [])
+    second.accept(stage, part, file)
+    second.finish(replace(receipt_of(stage), inputs={"points": 6}, files=second.files_of(stage, [part])))
+    of_first.write_part(stage, part, [{"image_id": "x", "value": 24}], SCHEMA, [failure_row("y", stage, ValueError())])
+    for reader in (second, Run(run.folder)):
+        assert reader.read_part(stage, part)["value"].to_pylist() == [6]
+        assert reader.parts(stage) == [part]
+        assert reader.failures(stage).num_rows == reader.failures().num_rows == 0
+        receipt = reader.receipt(stage)
+        assert receipt is not None
+        assert [stage_file.name for stage_file in receipt.files] == [file.name]
+        reader.demand_whole(receipt)
+
+
+def test_a_part_that_is_there_stays_as_it_is(run: Run) -> None:
+    run.begin("images", INPUTS)
+    first = run.write_part("images", part_name(0), [{"image_id": "a", "value": 1}], SCHEMA, [])
+    second = run.write_part("images", part_name(0), [{"image_id": "a", "value": 2}], SCHEMA, [])
+    assert first == second
+    assert run.read_part("images", part_name(0))["value"].to_pylist() == [1]
+
+
+def test_what_is_made_again_stays_until_it_is(run: Run) -> None:
+    run.begin("images", INPUTS)
+    for index in range(2):
+        fill(run, "images", index, failed=("a",))
+    run.finish(receipt_of("images"))
+    run.do_again("images", [part_name(1)])
+    again = Run(run.folder)
+    assert again.receipt("images") is None
+    assert again.begin("images", INPUTS) == {part_name(0)}
+    assert again.read_part("images", part_name(1))["value"].to_pylist() == [1]
+    assert again.failures("images").num_rows == 1
+    again.write_part("images", part_name(1), [{"image_id": "b", "value": 5}], SCHEMA, [])
+    assert again.read_part("images", part_name(1))["value"].to_pylist() == [5]
+    again.finish(receipt_of("images"))
+    assert again.folder.child("images").list("_") == ["_inputs.json", "_receipt.json"]
+
+
+def test_a_receipt_of_a_newer_release_is_read(run: Run) -> None:
+    told = json.loads(receipt_of("images").to_json()) | {"mood": "good"}
+    told["files"] = [{"name": "part-00000.parquet", "rows": 1, "bytes": 2, "sha256": "ab", "colour": "red"}]
+    run.folder.write("images/_receipt.json", json.dumps(told).encode())
+    receipt = run.receipt("images")
+    assert receipt is not None
+    assert receipt.files == [StageFile("part-00000.parquet", 1, 2, "ab")]
+
+
+def test_images_are_stored_once(tmp_path: Path) -> None:
+    run, noise = Run(Folder(str(tmp_path))), os.urandom(1 << 20)
+    file = run.write_part("images", part_name(0), [{"image_id": "a", "image": noise}], IMAGE_SCHEMA, [])
+    assert file.bytes < 1.1 * len(noise)
