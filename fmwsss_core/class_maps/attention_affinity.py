@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
+
+BoxOn = Literal["map", "result"]
 
 
 @torch.no_grad()
@@ -16,6 +20,9 @@ def refine(
     grid: tuple[int, int],
     box_threshold: float | None,
     num_sinkhorn: int,
+    *,
+    box_on: BoxOn = "map",
+    spread: Float[Tensor, "classes tokens"] | None = None,
 ) -> Float[Tensor, "classes tokens"]:
     """Spread the maps of one image along its attention: A^2 (mask * CAM), A the symmetric Sinkhorn of W (eq. 4, M2.2).
 
@@ -28,6 +35,10 @@ def refine(
         box_threshold: lambda; the mask of a class is the union of the bounding boxes of the 8-connected regions of
             its map strictly above lambda times its maximum. None: no mask.
         num_sinkhorn: rounds of division by column sums, then by row sums (CLIP-ES 3, FMA-WSSS 1).
+        box_on: whether the mask multiplies the map that A^2 spreads (both programs), or what comes out of it (eq. 4 of
+            the paper as it is written).
+        spread: the maps that A^2 spreads, where they are not those that the boxes come from; the authors have raw ones
+            for three of their four kinds of seeds.
     """
     assert grid[0] * grid[1] == cams.shape[1], (grid, cams.shape)
     tiny = torch.finfo(attention.dtype).tiny
@@ -36,12 +47,17 @@ def refine(
         affinity = affinity / affinity.sum(dim=0, keepdim=True).clamp(min=tiny)
         affinity = affinity / affinity.sum(dim=1, keepdim=True).clamp(min=tiny)
     affinity = (affinity + affinity.T) / 2
+    maps = cams if spread is None else spread
+    boxes = torch.ones_like(maps)
     if box_threshold is not None:
-        maps = cams.cpu().numpy().reshape(-1, *grid)
-        boxes = np.stack([box_mask(cam, box_threshold) for cam in maps]) if len(maps) else np.zeros(maps.shape, bool)
-        cams = cams * torch.from_numpy(boxes).flatten(1).to(cams.device)
+        grids = cams.cpu().numpy().reshape(-1, *grid)
+        found = np.stack([box_mask(cam, box_threshold) for cam in grids]) if len(grids) else np.zeros(grids.shape, bool)
+        boxes = torch.from_numpy(found).flatten(1).to(maps)
+    if box_on == "map":
+        maps = maps * boxes
     # Two thin products instead of the square of a tokens x tokens matrix.
-    return (affinity @ (affinity @ cams.T)).T
+    refined = (affinity @ (affinity @ maps.T)).T
+    return refined * boxes if box_on == "result" else refined
 
 
 def box_mask(cam: Float[np.ndarray, "height width"], threshold: float) -> Bool[np.ndarray, "height width"]:

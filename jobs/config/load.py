@@ -15,6 +15,7 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.jobs.config.run import RunConfig
 
 MAX_BASES = 8  # of a run file, one below the other
+METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 
 
 class ConfigError(ValueError):
@@ -24,27 +25,82 @@ class ConfigError(ValueError):
 def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
     """Reads a run file and lays `key.path=value` overrides over it; values are read as YAML.
 
-    A run file with a key `base`, the path of another beside it, is laid over that one.
+    A run file with a key `base`, the path of another beside it or several of them, is laid over that one, or over the
+    last of them laid over those before it. `method: NAME` lays the numbers of a method (`configs/methods/NAME.yaml`, or
+    a file of one's own) over the bases and under the file's own keys; the override `method=NAME` over the whole file.
 
     Raises:
         ConfigError: no such file, no YAML, or keys and values that are wrong; every one of them on its own line.
     """
-    return check_config(_read_run_file(path), overrides, path)
+    raw = _read_run_file(path)
+    own, rest = [], []
+    for override in overrides or []:
+        (own if override.partition("=")[0] == "method" else rest).append(override)
+    if own and isinstance(raw, dict):
+        vocabulary = [override for override in rest if override.partition("=")[0] == "vocabulary"]
+        seen = dict(raw)
+        for override in vocabulary:
+            _lay_over(seen, override)
+        raw = _laid_over(raw, _method(own[-1].partition("=")[2], path, seen))
+    return check_config(raw, rest, path)
+
+
+def method_layer(name: str, vocabulary: str | None, network: str | None = None) -> dict[str, Any]:
+    """The numbers of a method, as keys of a run file.
+
+    Args:
+        name: of a file in `configs/methods`, or a path of one's own that ends in `.yaml`.
+        vocabulary: of the run file: what the method's file has under `for` and this name is laid over the rest.
+        network: of the run file's segmenter, if it trains one: what stands under `for_network` goes into `segmenter`.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    path = Path(name) if name.endswith(".yaml") else METHODS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in METHODS.glob("*.yaml")))
+        raise ConfigError(f"there is no method {name!r}; there are {known}, and files of your own that end in .yaml")
+    raw = _read_run_file(str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings")
+    of_vocabularies = raw.pop("for", {})
+    layer = _laid_over(raw, of_vocabularies.get(vocabulary, {}))
+    of_networks = layer.pop("for_network", {})
+    return _laid_over(layer, {"segmenter": of_networks[network]}) if network in of_networks else layer
+
+
+def _method(name: str, path: str, raw: dict[str, Any]) -> dict[str, Any]:
+    vocabulary, segmenter = raw.get("vocabulary"), raw.get("segmenter")
+    network = segmenter.get("network", "mask2former") if isinstance(segmenter, dict) else None
+    if name.endswith(".yaml") and not Path(name).is_absolute():
+        name = str(Path(path).parent / name)
+    return method_layer(name, vocabulary if isinstance(vocabulary, str) else "custom", network)
 
 
 def _read_run_file(path: str, num_below: int = 0) -> Any:
     if num_below > MAX_BASES:
         raise ConfigError(f"{path}: run files are each other's `base`")
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = _unshared(yaml.safe_load(Path(path).read_text()))
     except OSError:
         raise ConfigError(f"no run file at {path}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict) or "base" not in raw:
+    if not isinstance(raw, dict) or not {"base", "method"} & raw.keys():
         return raw
-    own = {key: value for key, value in raw.items() if key != "base"}
-    return _laid_over(_read_run_file(str(Path(path).parent / str(raw["base"])), num_below + 1), own)
+    own = {key: value for key, value in raw.items() if key not in ("base", "method")}
+    bases = raw.get("base", [])
+    below: Any = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        below = _laid_over(below, _read_run_file(str(Path(path).parent / str(base)), num_below + 1))
+    if "method" in raw:
+        below = _laid_over(below, _method(str(raw["method"]), path, _laid_over(below, own)))
+    return _laid_over(below, own)
+
+
+def _unshared(value: Any) -> Any:
+    """The same without YAML's aliases: an override of one place must not change the other."""
+    return {key: _unshared(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _laid_over(below: Any, above: Any) -> Any:

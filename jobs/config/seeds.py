@@ -24,6 +24,10 @@ class SeedSection(Section):
     """Exponent of the background's score: a greater one makes less background; paper .6 (M5.2)."""
     box_threshold: Share | None
     """Affinity spreads inside boxes around what exceeds this share of a map's maximum; null for no boxes (M2.2)."""
+    box_on: Literal["map", "result"] = "map"
+    """What the boxes cut: the map that affinity spreads (both programs), or what comes of it (paper, eq. 4; M2.2)."""
+    affinity_map: Literal["normalised", "raw"] = "normalised"
+    """The map that affinity spreads; authors raw but for the coarse seeds of VOC (M2.2)."""
     num_sinkhorn: Annotated[int, Field(ge=0)] = 1
     """Rounds of Sinkhorn normalisation of the affinity; authors 1, CLIP-ES 3 (M2.2)."""
     num_attention_blocks: Count = 8

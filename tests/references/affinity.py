@@ -25,7 +25,10 @@ def box_mask(cam: np.ndarray, threshold: float) -> np.ndarray:
     return mask
 
 
-def refine(attention: np.ndarray, cams: np.ndarray, grid: tuple[int, int], box_threshold, num_sinkhorn: int):
+def refine(
+    attention: np.ndarray, cams: np.ndarray, grid: tuple[int, int], box_threshold, num_sinkhorn: int,
+    box_on: str = "map", spread: np.ndarray | None = None,
+):  # fmt: skip
     """Loops over rows and columns; one class after the other; the square of A written out."""
     w = attention.astype(np.float64).copy()
     n = len(w)
@@ -37,7 +40,10 @@ def refine(attention: np.ndarray, cams: np.ndarray, grid: tuple[int, int], box_t
     a = np.array([[(w[i, j] + w[j, i]) / 2 for j in range(n)] for i in range(n)])
     square = np.array([[sum(a[i, k] * a[k, j] for k in range(n)) for j in range(n)] for i in range(n)])
     refined = []
-    for cam in cams:
+    for cam, own in zip(cams, cams if spread is None else spread, strict=True):
         mask = np.ones(n) if box_threshold is None else box_mask(cam.reshape(grid), box_threshold).ravel()
-        refined.append([sum(square[i, j] * mask[j] * cam[j] for j in range(n)) for i in range(n)])
+        if box_on == "map":
+            refined.append([sum(square[i, j] * mask[j] * own[j] for j in range(n)) for i in range(n)])
+        else:
+            refined.append([mask[i] * sum(square[i, j] * own[j] for j in range(n)) for i in range(n)])
     return np.array(refined).reshape(len(cams), n)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss.core.class_maps.attention_affinity import box_mask, refine
+from fmwsss.core.class_maps.attention_affinity import BoxOn, box_mask, refine
 from tests.references import affinity as reference
 
 torch.set_num_threads(1)
@@ -25,11 +25,16 @@ def _attention(seed: int, tokens: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_sinkhorn", [0, 1, 3])
 @pytest.mark.parametrize("box_threshold", [None, 0.0, 0.4, 0.7])
-def test_against_loops(num_sinkhorn: int, box_threshold: float | None):
+@pytest.mark.parametrize("box_on", ["map", "result"])
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_against_loops(num_sinkhorn: int, box_threshold: float | None, box_on: BoxOn, is_raw: bool):
     attention = _attention(num_sinkhorn, 15)
     cams = torch.rand(3, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) ** 3
-    ours = refine(attention, cams, GRID, box_threshold, num_sinkhorn)
-    expected = reference.refine(attention.numpy(), cams.numpy(), GRID, box_threshold, num_sinkhorn)
+    raw = torch.randn(3, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) if is_raw else None
+    arguments = (GRID, box_threshold, num_sinkhorn)
+    ours = refine(attention, cams, *arguments, box_on=box_on, spread=raw)
+    spread = None if raw is None else raw.numpy()
+    expected = reference.refine(attention.numpy(), cams.numpy(), *arguments, box_on, spread)
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
 
 
