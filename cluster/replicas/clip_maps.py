@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -43,6 +43,8 @@ class ClipReplica:
         num_attention_blocks: int,
         stage: str,
         num_threads: int,
+        box_on: Literal["map", "result"] = "map",
+        affinity_map: Literal["normalised", "raw"] = "normalised",
     ) -> None:
         import torch
 
@@ -57,6 +59,7 @@ class ClipReplica:
             learner = PromptLearner.from_bytes(self.clip, vocabulary, folder.read(name))
             self.foreground, self.background = learner()
         self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks)
+        self.affinity: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map}
         # Attention grows with the fourth power of the scale.
         self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
         # For each patch grid: two panoramas that are too many do not make photographs go one by one.
@@ -100,7 +103,9 @@ class ClipReplica:
 
         indices = [sorted(self.vocabulary.indices(row["classes"])) for row in rows]
         images = [pixels_of(row) for row in rows]
-        found = map_classes(self.clip, images, indices, self.foreground, self.background, *self.settings)
+        found = map_classes(
+            self.clip, images, indices, self.foreground, self.background, *self.settings, **self.affinity
+        )
         return [
             {
                 "height_px": row["height_px"],

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 BoxOn = Literal["map", "result"]
+AffinityMap = Literal["normalised", "raw"]
 
 
 @torch.no_grad()

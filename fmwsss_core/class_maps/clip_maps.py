@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from fmwsss.core.class_maps.attention_affinity import refine
+from fmwsss.core.class_maps.attention_affinity import AffinityMap, BoxOn, refine
 from fmwsss.core.class_maps.softmax_gradcam import normalise
 from fmwsss.core.class_maps.sources import GradCam, MapSource, View, num_blocks_of
 from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
@@ -50,6 +50,9 @@ def map_classes(
     num_attention_blocks: int = NUM_ATTENTION_BLOCKS,
     source: MapSource | None = None,
     flip: bool = False,
+    *,
+    box_on: BoxOn = "map",
+    affinity_map: AffinityMap = "normalised",
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -64,6 +67,8 @@ def map_classes(
         num_attention_blocks: whose attention makes the affinity, counted from the last; 0: there is no affinity.
         source: of the maps; None: Softmax-GradCAM.
         flip: whether the maps of the mirrored images are averaged in.
+        box_on: as in `attention_affinity.refine`.
+        affinity_map: whether the affinity spreads the normalised maps, or the raw ones of a source that has any.
 
     Raises:
         ValueError: images of different patch grids.
@@ -83,16 +88,19 @@ def map_classes(
         for is_mirrored in (False, True) if flip else (False,):
             seen = at_scale.flip(3) if is_mirrored else at_scale
             view = View(clip, seen, present, foreground, background, blocks, num_attention_blocks)
-            views.append(_maps_of(view, source, box_threshold, num_sinkhorn, is_mirrored))
+            affinity = (box_threshold, num_sinkhorn, box_on, affinity_map)
+            views.append(_maps_of(view, source, affinity, is_mirrored))
     return [_averaged(own) for own in zip(*views, strict=True)]
 
 
 def _maps_of(
-    view: View, source: MapSource, box_threshold: float | None, num_sinkhorn: int, is_mirrored: bool
+    view: View, source: MapSource, affinity: tuple[float | None, int, BoxOn, AffinityMap], is_mirrored: bool
 ) -> list[ClassMaps]:
     """The maps of each image of a view, upright again."""
     found = source.maps(view)
     image = view.present.nonzero()[:, 0]
+    box_threshold, num_sinkhorn, box_on, affinity_map = affinity
+    spread = found.maps if affinity_map == "normalised" or found.raw is None else found.raw
 
     def upright(maps: Tensor) -> np.ndarray:
         on_grid = maps.float().reshape(-1, *view.grid)
@@ -104,7 +112,8 @@ def _maps_of(
         if view.num_attention_blocks:
             assert view.features.attention is not None
             attention = view.features.attention[number]
-            refined = upright(normalise(refine(attention, own, view.grid, box_threshold, num_sinkhorn)))
+            arguments = (attention, own, view.grid, box_threshold, num_sinkhorn)
+            refined = upright(normalise(refine(*arguments, box_on=box_on, spread=spread[image == number])))
         if found.background is not None:
             background = upright(found.background[number])[0]
         maps.append(ClassMaps(upright(own), refined, background))

@@ -71,10 +71,12 @@ class ViewMaps:
     Attributes:
         maps: 0 to 1, one row per (image, present class), ordered by image and then class.
         background: 0 to 1; None from a source that has no map of it.
+        raw: the same maps before they were normalised; None from a source whose maps have no such form.
     """
 
     maps: Float[Tensor, "rows tokens"]
     background: Float[Tensor, "images tokens"] | None = None
+    raw: Float[Tensor, "rows tokens"] | None = None
 
 
 @runtime_checkable
@@ -102,7 +104,8 @@ class GradCam:
         """See `softmax_gradcam`."""
         block = view.clip.last_block(view.features.last_block_input)
         arguments = (view.clip.logit_scale, view.foreground, view.background, view.present)
-        return ViewMaps(normalise(softmax_gradcam(block, *arguments).cam))
+        raw = softmax_gradcam(block, *arguments).cam
+        return ViewMaps(normalise(raw), raw=raw)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def clip_operator(
         "num_sinkhorn": section.num_sinkhorn,
         "scales": section.scales,
         "num_attention_blocks": section.num_attention_blocks,
+        "box_on": section.box_on,
+        "affinity_map": section.affinity_map,
         "stage": stage,
     }
     return plan.operator(ClipReplica, arguments)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from fmwsss.core.class_maps.attention_affinity import AffinityMap, BoxOn
 from fmwsss.core.class_maps.clip_maps import ClassMaps, map_classes, patch_grid
+from fmwsss.core.class_maps.softmax_gradcam import softmax_gradcam
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.prompts.learner import handmade_embeddings
 from fmwsss.core.toy.models import toy_clip
 from fmwsss.core.toy.world import TOY, draw_scene
+from tests.references import affinity as affinity_reference
+from tests.references import softmax_gradcam as maps_reference
 
 torch.set_num_threads(1)
 
@@ -66,3 +72,32 @@ def test_other_grids_are_refused(clip: FrozenClip):
     images = [np.zeros((side, 2 * patch, 3), np.uint8) for side in (2 * patch, 2 * patch + 1)]
     with pytest.raises(ValueError, match="one patch grid"):
         map_classes(clip, images, [[1], [1]], *handmade_embeddings(clip, TOY), box_threshold=None, num_sinkhorn=0)
+
+
+@pytest.mark.parametrize("box_on", ["map", "result"])
+@pytest.mark.parametrize("affinity_map", ["normalised", "raw"])
+def test_affinity_spreads_what_it_is_told_to(clip: FrozenClip, box_on: BoxOn, affinity_map: AffinityMap):
+    """M2.2, from the parts: attention, raw maps, boxes of the normalised ones; the refined map is normalised again."""
+    image, (foreground, background) = draw_scene(1).image, handmade_embeddings(clip, TOY)
+    options: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map}
+    (found,) = map_classes(clip, [image], [[1, 5]], foreground, background, 0.4, 1, num_attention_blocks=2, **options)
+    features = clip.encode_image(clip.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None]), 2)
+    present = torch.zeros(1, len(TOY.classes), dtype=torch.bool)
+    present[0, [0, 4]] = True
+    block = clip.last_block(features.last_block_input)
+    raw = softmax_gradcam(block, clip.logit_scale, foreground, background, present).cam
+    assert features.attention is not None
+    boxed = maps_reference.normalise(raw).double().numpy()
+    spread = raw.detach().double().numpy() if affinity_map == "raw" else boxed
+    attention = features.attention[0].double().numpy()
+    w = attention / attention.sum(0, keepdims=True)
+    w = w / w.sum(1, keepdims=True)
+    square = np.linalg.matrix_power((w + w.T) / 2, 2)
+    for maps, own, refined in zip(
+        boxed, spread, found.refined_cam if found.refined_cam is not None else [], strict=True
+    ):
+        mask = affinity_reference.box_mask(maps.reshape(features.grid), 0.4).ravel()
+        result = square @ (mask * own) if box_on == "map" else mask * (square @ own)
+        result = np.maximum(result, 0)
+        result = (result - result.min()) / (result - result.min()).max()
+        np.testing.assert_allclose(refined.ravel(), result, atol=1e-4)

@@ -144,3 +144,41 @@ def test_mistakes_of_the_segmenter_are_told() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(path, [override])
+
+
+def test_a_run_file_takes_several_bases_and_a_method(tmp_path: Path) -> None:
+    demo = CONFIGS / "demo.yaml"
+    (tmp_path / "shorter.yaml").write_text("learn: {segmentation: {epochs: 1, momentum: 0.5}}\n")
+    (tmp_path / "own.yaml").write_text(f"base: [{demo}, shorter.yaml]\nlearn: {{segmentation: {{epochs: 2}}}}\n")
+    own, plain = load_config(str(tmp_path / "own.yaml")), load_config(str(demo))
+    assert (own.learn.segmentation.epochs, own.learn.segmentation.momentum) == (2, 0.5)
+    assert own.seeds == plain.seeds
+
+    (tmp_path / "with.yaml").write_text(f"base: {demo}\nmethod: paper\nseeds: {{fine: {{alpha: 9.0}}}}\n")
+    with_method = load_config(str(tmp_path / "with.yaml"))
+    assert with_method.learn.segmentation.classification_weight == 0
+    assert (with_method.seeds.fine.alpha, with_method.seeds.coarse.alpha) == (9.0, 0.6), "own keys lie on top"
+    over = load_config(str(tmp_path / "with.yaml"), ["seeds.coarse.alpha=7", "method=authors"])
+    assert (over.seeds.fine.alpha, over.seeds.coarse.alpha) == (0.7, 7), "the command line lies over the file"
+
+    (tmp_path / "mine.yaml").write_text("seeds: {fine: {alpha: 3.0}}\nfor: {toy: {seeds: {coarse: {alpha: 4.0}}}}\n")
+    mine = load_config(str(demo), [f"method={tmp_path / 'mine.yaml'}"])
+    assert (mine.seeds.fine.alpha, mine.seeds.coarse.alpha) == (3.0, 4.0)
+    with pytest.raises(ConfigError, match="there is no method 'papers'; there are authors, ours, paper"):
+        load_config(str(demo), ["method=papers"])
+
+
+def test_ours_is_what_the_demo_does() -> None:
+    plain, more = str(CONFIGS / "demo.yaml"), str(CONFIGS / "demo_segmenter.yaml")
+    assert load_config(more, ["method=ours"]) == load_config(more)
+    # Without a segmenter nothing is predicted.
+    own = load_config(plain, ["method=ours"])
+    assert own.model_copy(update={"predict": load_config(plain).predict}) == load_config(plain)
+
+
+def test_an_override_of_one_place_leaves_its_alias_alone(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        f"base: {CONFIGS / 'demo.yaml'}\nseeds:\n  coarse: &both {{alpha: 2.0}}\n  fine: *both\n"
+    )
+    own = load_config(str(tmp_path / "own.yaml"), ["seeds.fine.alpha=5"])
+    assert (own.seeds.coarse.alpha, own.seeds.fine.alpha) == (2.0, 5)
