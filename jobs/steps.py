@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fmwsss.cluster.execution.session import session
-from fmwsss.cluster.models.loaders import check
+from fmwsss.cluster.models.known_weights import Role
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import ChangedInputs, Run
+from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Run
 from fmwsss.cluster.storage.retry import forget
 from fmwsss.cluster.telemetry.progress import running
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
+from fmwsss.jobs.config.pinned import adopt_weights, pin_models
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.exporters import voc
 from fmwsss.jobs.images import ingest
@@ -42,6 +43,8 @@ STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
     "preview": ("reports", preview.run),
 }
 
+PREDICTED_STAGES = (propose.STAGE, run_layout.REFINED)  # those of them that depend on a model
+
 
 def run(
     config: RunConfig, steps: list[str] | None = None, restart_from: str | None = None, retry: bool | str = False
@@ -59,7 +62,7 @@ def run(
     """
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
-    models = {"clip": check(config.clip.spec(), "clip"), "sam": check(config.sam.spec(), "sam")}
+    pinned, models = pin_models(config)
     with hold(ledger.folder, running) as claim:
         ledger = Run(ledger.folder.guarded(claim))
         ledger.folder.sweep()
@@ -72,12 +75,13 @@ def run(
                 ledger.reset(STEPS[name][0])
         settings = config.model_dump(mode="json", exclude={"cluster"})
         settings_of_run = {"config": settings, "models": models, "stages": _stages_of(config), "versions": versions()}
+        adopt_weights(ledger, ledger.stages(), (ledger.manifest() or {}).get("models", {}), models)
         ledger.write_manifest(settings_of_run)
         chosen = list(STEPS) if steps is None else steps
         with session(config.cluster.address, config.cluster.num_cpus):
             results: dict[str, Any] = {}
             for name in (name for name in STEPS if name in chosen):
-                results[name] = STEPS[name][1](config, ledger)
+                results[name] = STEPS[name][1](pinned, ledger)
                 if name == "ingest" and "learn-classification" in chosen:
                     # Now that the images are counted, and before SAM's hours.
                     learn.check_lengths(config, results[name].num_rows)
@@ -110,10 +114,14 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pa
     dataset = UnlabelledData(kind="unlabelled", images=images, truth=truth, split=name)
     own = run_layout.predictions_run(ledger, name)
     own.folder.probe()
+    needed: dict[Role, bool] = {"sam": config.predict.refine == "sams", "clip": config.predict.cam_weight > 0}
+    config, models = pin_models(config, [role for role in needed if needed[role]])
     # Of the whole run: `run` writes predictions too.
     with hold(ledger.folder, running) as claim, session(config.cluster.address, config.cluster.num_cpus):
         ledger = Run(ledger.folder.guarded(claim))
         own = run_layout.predictions_run(ledger, name)
+        begun = [stage for stage in PREDICTED_STAGES if own.folder.child(stage).exists(INPUTS)]
+        adopt_weights(own, begun, (ledger.manifest() or {}).get("models", {}), models)
         try:
             metrics = predict.predict_dataset(config, ledger, dataset, name)
         except ChangedInputs as error:

@@ -6,6 +6,9 @@ Nothing in a weight file is executed (`checkpoint`).
 from __future__ import annotations
 
 import difflib
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -104,6 +107,35 @@ def check(spec: ModelSpec, role: Role) -> dict[str, str | None]:
     except ModelError as error:
         raise ModelError(f"{role}: {error}") from None
     return about
+
+
+def factory_sha256(spec: ModelSpec, role: Role) -> str:
+    """What names the weights that a factory gives: the sha256 of its network's state.
+
+    In a process of its own, whose memory is gone afterwards: a driver holds no network.
+
+    Raises:
+        ModelError: the factory fails, or gives something else than the run file's role asks for.
+    """
+    code = (
+        "import sys; from fmwsss.cluster.models.loaders import loaded_sha256; "
+        "from fmwsss.cluster.models.spec import ModelSpec; "
+        "print(loaded_sha256(ModelSpec(factory=sys.argv[1]), sys.argv[2]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(spec.factory), role], capture_output=True, text=True, env=environment
+    )
+    lines = (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()
+    if result.returncode:
+        reason = lines[-1] if lines else f"its process ended with {result.returncode}"
+        raise ModelError(f"{role}: factory {spec.factory!r} fails: {reason}")
+    return lines[-1]
+
+
+def loaded_sha256(spec: ModelSpec, role: Role) -> str:
+    """The sha256 of a loaded network's state."""
+    return state_sha256(load_sam(spec) if role == "sam" else load_clip(spec).model)
 
 
 def _look_into(spec: ModelSpec, role: Role) -> dict[str, str | None]:

@@ -76,7 +76,8 @@ class SharedSuperpixels:
 
 def sam_sha256(spec: ModelSpec) -> str:
     """What names the weights of a SAM: its file's sha256, or, if it has none, that of the loaded network."""
-    return check(spec, "sam").get("sha256") or state_sha256(load_sam(spec))
+    # Of a factory the run file has no sha256, unless it is pinned.
+    return check(spec, "sam").get("sha256") or spec.sha256 or state_sha256(load_sam(spec))
 
 
 def _file(image_sha256: str) -> str:
