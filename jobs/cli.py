@@ -250,12 +250,13 @@ def show_prompts(
         Literal["classification", "segmentation"] | None, typer.Option(help="one set of prompts; without it both")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="words for each context vector")] = 3,
+    config: Annotated[str | None, typer.Option(help="a run file that names the CLIP, instead of the manifest")] = None,
 ) -> None:
     """List the real words nearest to each learned context vector."""
     with _told_in_lines():
         from fmwsss.jobs.commands.show_prompts import show
 
-        show(run, kind, count)
+        show(run, kind, count, config)
 
 
 def _config_of(run: str, overrides: list[str] | None) -> RunConfig:

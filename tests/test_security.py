@@ -23,6 +23,7 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.vocabularies import custom_vocabulary
+from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import ConfigError, config_of, load_config
 from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE, restore
 
@@ -64,6 +65,29 @@ def test_a_factory_in_a_manifest_is_not_called(tmp_path: Path) -> None:
     run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"})})
     with pytest.raises(ValueError, match="say which run file names it: --config RUN_FILE"):
         config_of(run, None)
+
+
+def test_prompts_of_a_stranger_call_no_factory(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO, ["clip={factory: 'fmwsss.core.toy.models:toy_clip'}"])
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": []})
+    with pytest.raises(ValueError, match="say which run file names it: --config RUN_FILE"):
+        show(run.folder.url, None, 3)
+
+
+@pytest.mark.parametrize("key", ["clip", "sam"])
+def test_an_address_of_weights_in_a_manifest_is_not_asked(key: str, tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    model = {"clip": "ViT-B-16", "sam": "vit_b"}[key]
+    weights = f"{{model: {model}, weights: 'https://stranger.example/w.pt', sha256: '{'0' * 64}'}}"
+    config = load_config(DEMO, [f"{key}={weights}"])
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"})})
+    with pytest.raises(ValueError, match=f"they are fetched only if you say so, by {key}.weights="):
+        config_of(run, None)
+    with pytest.raises(ValueError, match="they are fetched only if you say so"):
+        config_of(run, [f"{key}.sha256={'a' * 64}"])
+    assert getattr(config_of(run, [f"{key}.weights=/here/w.pt"]), key).weights == "/here/w.pt"
+    assert config_of(run, [f"{key}={weights}"])
 
 
 def test_no_module_of_ours_unpickles_or_evaluates() -> None:

@@ -11,23 +11,30 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Run
 from fmwsss.core.prompts.learner import PromptLearner
-from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.load import config_of, load_config
 from fmwsss.jobs.stages import StageError
 
 KINDS: tuple[Literal["classification", "segmentation"], ...] = ("classification", "segmentation")
 
 
-def show(run_folder: str, kind: Literal["classification", "segmentation"] | None, count: int) -> None:
+def show(
+    run_folder: str, kind: Literal["classification", "segmentation"] | None, count: int, run_file: str | None = None
+) -> None:
     """Prints a table for each set of prompts that a run has: its contexts and the words nearest to their vectors.
+
+    Args:
+        run_folder: path or URL.
+        kind: one set of prompts; None for both.
+        count: of words for each vector.
+        run_file: that names the CLIP, in place of the run's manifest.
 
     Raises:
         ValueError: no run there, no such prompts in it, or prompts of another CLIP or vocabulary.
     """
     run = Run(Folder(run_folder))
-    manifest = run.manifest()
-    if manifest is None:
+    if run.manifest() is None:
         raise StageError(f"{run.folder.url} holds no run (it has no manifest.json)")
-    config = RunConfig.model_validate(manifest["config"])
+    config = load_config(run_file, [f"run={run_folder}"]) if run_file else config_of(run, None)
     kinds = [name for name in KINDS if run.receipt(f"prompts/{name}") and kind in (None, name)]
     if not kinds:
         raise StageError(

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.jobs.config.run import RunConfig
 
+_SAY_WHICH = "say which run file names it: --config RUN_FILE (for `predict` and `export` in place of RUN)"
 MAX_BASES = 8  # of a run file, one below the other
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 
@@ -220,8 +221,9 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     """The settings that a run was made with, from its manifest; overrides may say where to run now.
 
     Raises:
-        ValueError: there is no run, an override is wrong, or a model comes from a factory: a function is called only
-            if a run file names it, and a run folder may come from anybody.
+        ValueError: there is no run, an override is wrong, or a model comes from a factory or an address: a function is
+            called and weights are fetched only if a run file or an override says so, and a run folder may come from
+            anybody.
     """
     manifest = run.manifest()
     if manifest is None:
@@ -229,8 +231,13 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     config = check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
     factories = (config.clip.factory, config.sam.factory, config.segmenter and config.segmenter.factory)
     if any(factories):
-        raise ValueError(
-            "a model of this run comes from a factory; say which run file names it: --config RUN_FILE "
-            "(for `predict` and `export` in place of RUN)"
-        )
+        raise ValueError(f"a model of this run comes from a factory; {_SAY_WHICH}")
+    said = {override.partition("=")[0] for override in overrides or []}
+    for key in ("clip", "sam", "segmenter"):
+        weights = getattr(getattr(config, key), "weights", None)
+        if weights and "://" in weights and not said & {key, f"{key}.weights"}:
+            raise ValueError(
+                f"the manifest of this run names weights at an address, {weights}: they are fetched only if you say "
+                f"so, by {key}.weights=... among the settings; or {_SAY_WHICH}"
+            )
     return config
