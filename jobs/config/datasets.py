@@ -21,14 +21,14 @@ class ToyData(Section):
 
 
 class VocData(Section):
-    """A PASCAL VOC layout; labels from Annotations, or else the classes of the masks in SegmentationClass."""
+    """A PASCAL VOC layout; labels from Annotations, or else the classes of the masks."""
 
     kind: Literal["voc"]
     """A folder in the layout of PASCAL VOC."""
     root: str
     """The folder with JPEGImages and ImageSets: a path or URL."""
     split: str
-    """Name of the list of images in ImageSets/Segmentation, such as `train`."""
+    """Name of the list of images in ImageSets/Segmentation, such as `train`, or a list below the root: `x/y.txt`."""
     max_images: Count | None = None
     """Take the first images only; null takes all."""
 
