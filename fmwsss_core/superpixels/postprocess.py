@@ -18,6 +18,8 @@ from fmwsss.core.superpixels.rle import Runs, cut_by_column, merge_runs, runs_of
 from fmwsss.core.superpixels.small_regions import clean_superpixels
 
 WHOLE = 2
+# An untouched mask goes before a cleaned one, but not before a whole mask at priority 1.
+UNTOUCHED_SCORE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +71,7 @@ def finish(detections: Detections, settings: ProposalSettings) -> Superpixels:
         found = _suppress(found, 1 / ((right - left) * (bottom - top)), settings)
     if settings.min_region_area_px > 0:
         cleaned, untouched = clean_superpixels(found, settings.min_region_area_px)
-        # Half a point: an untouched mask goes before a cleaned one, but not before a whole mask at priority 1.
-        found = _suppress(cleaned, 0.5 * untouched, settings)
+        found = _suppress(cleaned, UNTOUCHED_SCORE * untouched, settings)
     if settings.occupation_threshold is None:
         return found
     by_level = np.lexsort((-found.predicted_iou, -found.level))

@@ -47,7 +47,7 @@ def test_trainaug_lists_name_image_and_mask(tmp_path: Path) -> None:
 
 
 def test_one_list_has_one_ground_truth(tmp_path: Path) -> None:
-    """Ids alone: SegmentationClass where it has all of them, else SBD's folder; a mask of either is better than none."""
+    """Ids alone: SegmentationClass where it has all of them, else the folder of SBD; else a mask of either."""
     masks = {"SegmentationClass": ["a", "b"], "SegmentationClassAug": ["a", "b", "c"]}
     texts = {"train": "a\nb\n", "aug": "a\nc\n", "more": "a\nd\n"}
     lists = {f"{SETS}/{name}.txt": text for name, text in texts.items()}
