@@ -194,6 +194,20 @@ def plan(
 
 
 @app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|RUN_FILE]...", help="such as vit_h, or a run file for all that it names"),
+    ] = None,
+) -> None:
+    """Fetch weights into this machine's cache; without a name list the known ones."""
+    with _told_in_lines():
+        from fmwsss.jobs.commands.fetch import run
+
+        run(names or [])
+
+
+@app.command()
 def doctor(
     address: Annotated[
         str | None, typer.Option(help="a cluster to look at; left out, the one around, or this machine")

@@ -150,7 +150,7 @@ def _open_http(url: str, begin: int) -> tuple[Any, int, int | None]:
     if begin:
         request.add_header("Range", f"bytes={begin}-")
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        answer = urllib.request.build_opener().open(request, timeout=TIMEOUT_S)  # with the proxies of now
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left, or what is here is of another file: the sum tells
             return io.BytesIO(), begin, None

@@ -98,7 +98,7 @@ def cached(place: Place, role: Role | None = None, report: Report | None = None,
         ModelError: it is not there and cannot be fetched.
     """
     path = place.path
-    if _is_whole(place):
+    if is_whole(place):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def cached(place: Place, role: Role | None = None, report: Report | None = None,
         raise ModelError(f"{path.parent} cannot be written: {reason}; XDG_CACHE_HOME names another place") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(place):
+        if not is_whole(place):
             was_damaged = path.exists()
             try:
                 download(place.url, path, place.sha256, report, num_tries)
@@ -127,7 +127,8 @@ def _shown(name: str) -> str:
     return shown(name) if "://" in name else name
 
 
-def _is_whole(place: Place) -> bool:
+def is_whole(place: Place) -> bool:
+    """Whether the file is on this machine, with the right sha256."""
     return place.path.exists() and file_sha256(place.path) == place.sha256
 
 
