@@ -16,6 +16,7 @@ import pytest
 import torch
 from open_clip import CLIP
 
+from fmwsss.cluster.models.checkpoint import load_state
 from fmwsss.cluster.models.loaders import check, load_clip, load_sam
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.models.weights import file_sha256, state_sha256, weights_file
@@ -169,3 +170,12 @@ def test_a_factory_must_give_the_right_kind() -> None:
     with pytest.raises(ModelError, match="not an open_clip CLIP"):
         load_clip(ModelSpec(factory="fmwsss.core.toy.models:toy_sam"))
     assert isinstance(load_clip(ModelSpec(factory="fmwsss.core.toy.models:toy_clip")).model, CLIP)
+
+
+def test_mobile_sam_by_its_name(real: Path) -> None:
+    """Its published weights, without the classifier that they were trained with."""
+    path = real / "weights" / "mobile_sam.safetensors"
+    spec = ModelSpec(model="vit_t", weights=str(path))
+    assert check(spec, "sam")["sha256"] == file_sha256(path)
+    state, given = load_sam(spec).state_dict(), load_state(path)
+    assert all(torch.equal(state[name], tensor.float().cpu()) for name, tensor in given.items())
