@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16, Int32, UInt8
@@ -48,6 +49,7 @@ def seed_image(
     alpha: float,
     ignore_below: float = 0.0,
     keep_labelled: bool = False,
+    uncovered: Literal["background", "map"] = "background",
 ) -> Seed:
     """Gives every superpixel a class and paints them.
 
@@ -60,7 +62,8 @@ def seed_image(
        Equal scores: background first, then the order of `class_indices`. A class whose map is 0 never wins.
     4. Superpixels are painted upwards by (level, winning score), so a higher level wins, then a higher score; of equal
        ones the superpixel that comes first in `superpixels` wins. A background superpixel erases what lies under it.
-       Pixels in no superpixel are background.
+       Pixels in no superpixel are background; with `uncovered="map"` they get the class that step 3 finds on the maps
+       of step 1 at that pixel.
 
     An image without any superpixel is labelled pixel by pixel with the rule of step 3 on the maps of step 1.
 
@@ -78,6 +81,7 @@ def seed_image(
             class is passed over). Where there is no such superpixel it is given the pixels where its map is at least
             half as high as anywhere, one pixel left to each other class. Only a class whose map is 0, or nowhere
             else than on those pixels, still has none.
+        uncovered: what decides pixels in no superpixel: nothing, they are background (paper), or the map (ours).
 
     Raises:
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
@@ -91,14 +95,20 @@ def seed_image(
     winner = scores.argmax(axis=1)
     # Column-major, as masks and maps lie in memory.
     painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1).astype(np.intp)
-    uncovered = np.flatnonzero(painter < 0)
+    outside = np.flatnonzero(painter < 0)
 
     if len(superpixels) > 0:
         # Entry -1, the last, is for pixels in no superpixel.
         labels = np.append(classes[winner], np.uint8(0))[painter].reshape(width, height).T
         margins = np.append(margin(scores.T), np.float32(0))[painter]
-        outside = maps.transpose(0, 2, 1).reshape(len(maps), width * height)[:, uncovered]
-        margins[uncovered] = 1 - ((outside - low[:, None]) / span[:, None]).max(axis=0, initial=0)
+        values = maps.transpose(0, 2, 1).reshape(len(maps), width * height)[:, outside]
+        scaled = (values - low[:, None]) / span[:, None]
+        if uncovered == "map":
+            by_map = _scores(scaled, alpha)
+            labels.T.reshape(-1)[outside] = classes[by_map.argmax(axis=0)]
+            margins[outside] = margin(by_map)
+        else:
+            margins[outside] = 1 - scaled.max(axis=0, initial=0)
         confidence = margins.reshape(width, height).T
     else:
         pixel_scores = _scores((maps - low[:, None, None]) / span[:, None, None], alpha)
@@ -113,7 +123,7 @@ def seed_image(
         superpixel_class=superpixel_class,
         scores=scores,
         confidence=confidence,
-        coverage=1 - len(uncovered) / len(painter),
+        coverage=1 - len(outside) / len(painter),
         missing=missing_classes(labels, class_indices),
     )
 

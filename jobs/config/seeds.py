@@ -18,6 +18,8 @@ class SeedSection(Section):
     """Pixels of lower confidence become 255; 0 for none, CLIP-ES has .95 with its CRF (M5.4)."""
     keep_labelled: bool = False
     """Give a labelled class without a pixel its best superpixel; needs `method: sams` (M5.2)."""
+    uncovered: Literal["background", "map"] = "background"
+    """Pixels in no superpixel: background (paper), or what the map says there (ours); of `method: sams` (M5.2)."""
     maps: Literal["cam", "cam+caa"] = "cam+caa"
     """Which maps classify the superpixels, plain or refined by affinity; both are stored and judged (M2.2)."""
     alpha: Annotated[float, Field(gt=0)]

@@ -29,7 +29,8 @@ def make_seed(
     """The seed of one image by the method of the run file; the encoded image is read for `crf` alone."""
     arguments = (superpixels, maps, class_indices, section.alpha)
     if section.method == "sams":
-        return seed_image(*arguments, ignore_below=section.ignore_below, keep_labelled=section.keep_labelled)
+        options = {"ignore_below": section.ignore_below, "keep_labelled": section.keep_labelled}
+        return seed_image(*arguments, **options, uncovered=section.uncovered)
     if section.method == "crf":
         assert image is not None
         seed = crf_seed(decoder().rgb(image, max_pixels=UNLIMITED), *arguments)

@@ -64,6 +64,25 @@ def test_seed_is_the_naive_one(image: tuple[np.ndarray, np.ndarray, np.ndarray],
         assert not seed.labels[~masks.any(axis=0)].any()
 
 
+@given(images(), st.sampled_from([0.3, 1.0]))
+def test_uncovered_pixels_follow_the_map_and_no_other_pixel_changes(image, alpha: float):
+    masks, level, cams = image
+    classes = CLASSES[: len(cams)]
+    superpixels = superpixels_of(masks, level)
+    plain = seed_image(superpixels, cams, classes, alpha)
+    seed = seed_image(superpixels, cams, classes, alpha, uncovered="map")
+    inside = masks.any(axis=0)
+    np.testing.assert_array_equal(seed.labels[inside], plain.labels[inside])
+    np.testing.assert_array_equal(seed.confidence[inside], plain.confidence[inside])
+    scaled = reference.scaled_to_image(upsample(cams, *inside.shape))
+    for position in zip(*np.nonzero(~inside), strict=True):
+        own = [(1 - max(scaled[:, *position], default=0)) ** alpha, *scaled[:, *position]]
+        best, second = sorted(own, reverse=True)[:2] if len(own) > 1 else (own[0], 0.0)
+        assert seed.confidence[position] == pytest.approx(best - second, abs=1e-5)
+        if best - second > 1e-5:
+            assert seed.labels[position] == [0, *classes][own.index(best)]
+
+
 @given(images(), st.data())
 def test_order_of_superpixels_matters_in_ties_only(image: tuple[np.ndarray, np.ndarray, np.ndarray], data):
     masks, level, cams = image
