@@ -75,8 +75,9 @@ def test_uncovered_pixels_follow_the_map_and_no_other_pixel_changes(image, alpha
     np.testing.assert_array_equal(seed.labels[inside], plain.labels[inside])
     np.testing.assert_array_equal(seed.confidence[inside], plain.confidence[inside])
     scaled = reference.scaled_to_image(upsample(cams, *inside.shape))
-    for position in zip(*np.nonzero(~inside), strict=True):
-        own = [(1 - max(scaled[:, *position], default=0)) ** alpha, *scaled[:, *position]]
+    for row, column in np.argwhere(~inside):
+        position, values = (row, column), scaled[:, row, column]
+        own = [(1 - max(values, default=0)) ** alpha, *values]
         best, second = sorted(own, reverse=True)[:2] if len(own) > 1 else (own[0], 0.0)
         assert seed.confidence[position] == pytest.approx(best - second, abs=1e-5)
         if best - second > 1e-5:
