@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
+
+from fmwsss.core.memory_errors import is_out_of_memory
 
 Items = TypeVar("Items", list[Any], Tensor)
 Result = TypeVar("Result")
@@ -37,8 +38,9 @@ class FittingBatch:
             batch = items[begin : begin + self.size]
             try:
                 result = function(batch)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
+            except (RuntimeError, MemoryError) as error:
+                # Of a CPU it is a plain RuntimeError.
+                if len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 self.size = len(batch) // 2
                 # Not called from here: the error holds on to what was computed.

@@ -7,10 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
 
+from fmwsss.cluster.storage.redaction import redacted
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
 
@@ -139,11 +141,14 @@ def export(
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
             raise ValueError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
         settings = _config_of(run, overrides)
+        from fmwsss.cluster.storage.driver_lock import hold
         from fmwsss.cluster.storage.folder import Folder
         from fmwsss.cluster.storage.ledger import Run
         from fmwsss.jobs.exporters.torch_program import export
 
-        print(f"exported: {export(settings, Run(Folder(settings.run)), int(height), int(width))}")
+        ledger = Run(Folder(settings.run))
+        with hold(ledger.folder, lambda: None) as claim:
+            print(f"exported: {export(settings, Run(ledger.folder.guarded(claim)), int(height), int(width))}")
         trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
         if min(int(height), int(width)) != trained_px:
             print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
@@ -303,11 +308,13 @@ def _told_in_lines() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        from fmwsss.cluster.storage.driver_signals import exit_code
+
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code())
     except (ValueError, RuntimeError) as error:
         if os.environ.get("FMWSSS_DEBUG"):
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), file=sys.stderr)
         print(f"fmwsss: {_one_line_each(error)}", file=sys.stderr)
         sys.exit(2)
 
@@ -317,9 +324,14 @@ def _one_line_each(error: BaseException) -> str:
 
     if isinstance(error, RayTaskError):
         error = error.cause
-    return "\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip())
+    return redacted("\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip()))
 
 
 def main() -> None:
     """Entry point of the installed command."""
+    sys.excepthook = _redacted_traceback
     app()
+
+
+def _redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -21,8 +21,10 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.redaction import redacted
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.vocabularies import custom_vocabulary
+from fmwsss.jobs import cli
 from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import ConfigError, config_of, load_config
 from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE, restore
@@ -90,6 +92,86 @@ def test_an_address_of_weights_in_a_manifest_is_not_asked(key: str, tmp_path: Pa
     assert config_of(run, [f"{key}={weights}"])
 
 
+def test_a_manifest_names_no_cluster(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO).model_dump(mode="json", exclude={"cluster"})
+    run.write_manifest({"config": {**config, "cluster": {"address": "ray://attacker.example:10001"}}})
+    with pytest.raises(ValueError, match="has settings of a cluster, which ours never have") as caught:
+        config_of(run, ["cluster.address=localhost:1"])
+    assert len(str(caught.value).splitlines()) == 1
+    run.write_manifest({"config": config})
+    assert config_of(run, ["cluster.address=localhost:1"]).cluster.address == "localhost:1"
+
+
+def test_a_factory_that_an_override_names_is_the_readers_own(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO, ["clip={factory: 'fmwsss.core.toy.models:toy_clip'}"])
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"})})
+    ours = "clip.factory=fmwsss.core.toy.models:toy_clip"
+    assert config_of(run, [ours]).clip.factory == "fmwsss.core.toy.models:toy_clip"
+    with pytest.raises(ValueError, match="--config RUN_FILE"):
+        config_of(run, ["sam.model=toy"])
+
+
+def _doubled(kind: str) -> str:
+    lists = "a: &a [x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    return lists if kind == "lists" else lists.replace("[", "{k: [").replace("]", "]}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _doubled("lists"), _doubled("mappings"), "run: &r {x: *r}\n", "run: " + "[" * 3000 + "]" * 3000,
+        "run: " + "{a: " * 200 + "1" + "}" * 200, "run: " + "x" * (2 << 20), "run: a\0b\n",
+        "run: !!python/object/apply:os.system ['true']\n",
+    ],
+)  # fmt: skip
+def test_yaml_is_small_flat_and_finite(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is no YAML") as caught:
+        load_config(str(path))
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ConfigError):
+        load_config(DEMO, [f"run={text.partition(': ')[2]}"])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:SECRET@host/x", "s3://KEY:SECRET@bucket/run", "https://host/x?X-Amz-Signature=SECRET",
+        "zip://x::https://user:SECRET@host/x.zip", "https://us@er:SECRET@host/x", "https://SECRET@host",
+    ],
+)  # fmt: skip
+def test_no_message_repeats_a_secret(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "SECRET" not in redacted(f"can't read '{address}': it is gone")
+    assert "host" in redacted(address) or "bucket" in redacted(address)
+    for override in (f"proposals={address}", f'segmenter.backbone={{model_type: ["{address}"]}}'):
+        with pytest.raises(ConfigError, match="may hold no user, password or signature") as caught:
+            load_config(DEMO, [override])
+        assert "SECRET" not in str(caught.value)
+    with pytest.raises(ValueError, match="environment variables") as of_folder:
+        Folder(address)
+    assert "SECRET" not in str(of_folder.value)
+    for words in (
+        ["status", address],
+        ["verify", address],
+        ["run", address],
+        ["run", DEMO, f"dataset.labels={address}"],
+    ):
+        with pytest.raises(SystemExit):
+            cli.app(words, standalone_mode=False)
+    told = capsys.readouterr()
+    assert "SECRET" not in told.out + told.err
+
+
+def test_an_address_without_secrets_is_told_whole() -> None:
+    for text in ("s3://bucket/a@b/run", "see a@b.org", "why? because", "https://host:80/x.zip"):
+        assert redacted(text) == text
+
+
 def test_no_module_of_ours_unpickles_or_evaluates() -> None:
     forbidden = {"eval", "exec", "pickle", "dill", "joblib", "shelve", "marshal"}
     for package in ("fmwsss_core", "cluster", "jobs"):
@@ -130,6 +212,7 @@ with session(num_cpus=1):
     stranger = {**os.environ, "HOME": sys.argv[1], "RAY_AUTH_TOKEN": "b" * 64}
     result = subprocess.run([sys.executable, "-c", f"import ray; ray.init('{address}'); print('entered')"],
                             env=stranger, capture_output=True, text=True, timeout=120)
+    print(address.startswith("127.0.0.1:"))
     print("entered" in result.stdout, "uthenticat" in result.stderr or "token" in result.stderr.lower())
 """
     (tmp_path / "owner").mkdir()
@@ -140,4 +223,4 @@ with session(num_cpus=1):
         ["sh", "-c", 'umask 022; exec "$@"', "sh", sys.executable, "-c", code, str(tmp_path / "stranger")],
         env=environment, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
-    assert result.stdout.split()[:3] == ["0o600", "False", "True"], result.stderr
+    assert result.stdout.split()[:4] == ["0o600", "True", "False", "True"], result.stderr

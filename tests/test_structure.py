@@ -18,8 +18,8 @@ FORBIDDEN = {
 }
 # The floors of the house, from the ground up. A module imports from its own room and from the floors below it.
 FLOORS = [
-    {"core.labels", "core.adaptive_batch", "core.lazy_exports", "core.vocabulary"},
-    {"core.resize", "core.images", "core.metrics", "core.toy"},
+    {"core.labels", "core.memory_errors", "core.lazy_exports", "core.vocabulary"},
+    {"core.adaptive_batch", "core.resize", "core.images", "core.metrics", "core.toy"},
     {"core.clip", "core.superpixels"},
     {"core.class_maps", "core.seeds"},
     {"core.prompts", "core.segmenter"},

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from fmwsss.cluster.execution.heartbeat import beat
+from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.core.schemas import FAILURES, failure_row
@@ -64,6 +65,8 @@ def map_rows(
             try:
                 new.update(function(row))
             except Exception as error:
+                if kind_of(error) is not None:
+                    raise  # not this image's fault
                 new["failure"] = failure_row(row["image_id"], stage, error)
         rows.append(new)
         beat()

@@ -13,6 +13,8 @@ from typing import Any
 
 import ray
 
+from fmwsss.cluster.storage.driver_signals import retake_signals
+
 logger = logging.getLogger("fmwsss")
 NUM_STARTS = 3
 CONNECT_S = 20.0
@@ -58,10 +60,13 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         address=target,
         num_cpus=num_cpus if is_local else None,
         include_dashboard=False if is_local else None,
+        # Of this machine alone: nothing of a local cluster is to be reached from others.
+        _node_ip_address="127.0.0.1" if is_local else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
     )
+    retake_signals()
     quiet_ray_data()
     try:
         yield

@@ -27,6 +27,9 @@ from ray.exceptions import RayError
 from ray.util import metrics
 
 from fmwsss.cluster.execution import heartbeat as pulse
+from fmwsss.cluster.execution import machine_faults
+from fmwsss.cluster.execution.image_by_image import do_alone
+from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.cluster.storage.folder import StorageError
 
 # A worker that dies (killed for its memory, a lost node, a crash in native code) is replaced and its shard done again;
@@ -111,7 +114,8 @@ def map_shards(
         return
     try:
         with closing(_rows(shards, operators, no_progress_timeout_s, stage)) as rows:
-            for row in chain(rows, _alone(shards, left, operators, no_progress_timeout_s, stage)):
+            again = _alone(shards, left, operators, no_progress_timeout_s, stage)
+            for row in chain(rows, again, _image_by_image(shards, left, operators, stage)):
                 timings = json.loads(row.pop(TIMINGS))
                 if on_timings:
                     on_timings(timings)
@@ -126,7 +130,9 @@ def map_shards(
         reason = f"nothing happened for {no_progress_timeout_s:g} s; does the cluster have what the operators ask for?"
         raise ShardError(_line(left, reason)) from None
     except RayError as error:
-        raise ShardError(_line(left, _DIED)) from error
+        raise ShardError(_line(left, _reason(left))) from error
+    except MachineFault as error:
+        raise ShardError(_line(left, str(error))) from error
     if failed:
         first = failed[0]
         if first["error_type"] == StorageError.__name__:
@@ -134,7 +140,7 @@ def map_shards(
         reason = f"{first['error_type']}: {first['message']}"
         raise ShardError(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
     if left:
-        raise ShardError(_line(left, _DIED))
+        raise ShardError(_line(left, _reason(left)))
 
 
 def stream_shards(
@@ -255,6 +261,22 @@ def _alone(
         yield from _rows(again, operators, timeout_s, stage, num_in_flight=1)
 
 
+def _image_by_image(
+    shards: Sequence[Mapping[str, Any]], left: Set[str], operators: Sequence[Operator], stage: str
+) -> Iterator[dict[str, Any]]:
+    """Shards over which workers died even when they were alone, again: the image that does it becomes a failure."""
+    for shard in [shard for shard in shards if shard["part"] in left]:
+        row = do_alone(shard, operators, _call, _Replica, stage)
+        if row is not None:
+            yield row
+
+
+def _reason(parts: Set[str]) -> str:
+    """Why workers died over parts: as one of them said, if any did."""
+    told = next((told for part in sorted(parts) if (told := machine_faults.told_of(part))), None)
+    return f"{_DIED}: {told['message']}" if told else _DIED
+
+
 def _append(dataset: ray.data.Dataset, operator: Operator, stage: str, num_in_flight: int) -> ray.data.Dataset:
     arguments = {"function": operator.function, "arguments": dict(operator.arguments), "stage": stage}
     function: Callable[..., Any]
@@ -296,6 +318,9 @@ def _call(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping
         try:
             result = function(block, **arguments)
         except Exception as error:
+            kind = None if isinstance(error, StorageError) else machine_faults.kind_of(error)
+            if kind is not None:
+                machine_faults.leave(part, error, kind)
             result = _failed(part, error)
     name = getattr(function, "__name__", type(function).__name__)
     seconds = time.perf_counter() - begin_s

@@ -19,6 +19,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import IO, Any, Literal
@@ -26,6 +27,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.core.images import ImageError, decode_label_png, decode_rgb
 
 # A child may also die of somebody else's doing (the machine's memory); an image that kills three of them is guilty.
@@ -33,6 +35,7 @@ NUM_TRIES = 3
 PATIENCE_S = 120.0
 PIPE_BYTES = 1 << 20
 HEAD_BYTES = 4  # of the length of an answer's JSON
+READY = b"ready"  # what a child says first: one that can't start is no image's fault
 
 
 class Decoder:
@@ -104,15 +107,33 @@ def decoder() -> Decoder:
 
 
 def _start_child() -> subprocess.Popen[bytes]:
-    # Its own group: an interrupt from the terminal is for the driver. What C libraries print is of no use to anybody.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "fmwsss.cluster.execution.subprocess_decoder"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        start_new_session=True,
-    )
+    """A child that has said that it is there.
+
+    Raises:
+        MachineFault: it did not start; with the end of what it wrote to stderr.
+    """
+    # Its own group: an interrupt from the terminal is for the driver.
+    with tempfile.TemporaryFile() as told:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "fmwsss.cluster.execution.subprocess_decoder"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MachineFault(f"the process that decodes images does not start: {error}") from None
+        assert child.stdout
+        try:
+            _receive(child.stdout, len(READY), time.monotonic() + PATIENCE_S)
+        except (EOFError, TimeoutError):
+            child.kill()
+            end = _end_of(child)
+            told.seek(0)
+            words = " ".join(told.read().decode(errors="replace").split())[-500:]
+            raise MachineFault(f"the process that decodes images does not start ({end}): {words}") from None
     for pipe in filter(None, (child.stdin, child.stdout)):
         # An image in a few pieces instead of many; where a kernel doesn't, it only takes longer.
         with contextlib.suppress(OSError, AttributeError):
@@ -154,6 +175,10 @@ def _end_of(child: subprocess.Popen[bytes]) -> str:
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """The child's life: answers until its input ends."""
+    answers.write(READY)
+    answers.flush()
+    # What C libraries print about an image is of no use to anybody, and nobody reads it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while line := requests.readline():
         request = json.loads(line)
         data = requests.read(request["num_bytes"])

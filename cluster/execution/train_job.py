@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,12 +12,14 @@ import fsspec
 import pyarrow.fs
 import ray
 
+from fmwsss.cluster.storage.driver_signals import retake_signals
 from fmwsss.cluster.storage.folder import Folder
 
 if TYPE_CHECKING:
     import torch
 
 NUM_RESTARTS = 3
+ABORT_S = 15.0
 
 
 class TrainingError(RuntimeError):
@@ -99,9 +103,18 @@ def train(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    path, filesystem = _arrow_path(scratch)
+    controllers: list[Any] = []
+
+    class Trainer(TorchTrainer):
+        """Leaves SIGINT to its owner: Ray Train's handler would stay, and end nothing, when the training has ended."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            controllers.append(controller)
+
+    # Of this attempt alone: what a driver that was replaced still writes there is nobody's state.
+    path, filesystem = _arrow_path(scratch.child(uuid.uuid4().hex[:8]))
     resources = {"GPU": 1.0, "CPU": plan.num_cpus} if plan.use_gpu else {"CPU": plan.num_cpus}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         loop,
         train_loop_config=dict(settings),
         scaling_config=ScalingConfig(
@@ -118,7 +131,14 @@ def train(
         trainer.fit()
     except Exception as error:
         raise TrainingError(_first_cause(error)) from error
+    except BaseException:
+        for controller in controllers:
+            # Without a word where it is gone already.
+            with contextlib.suppress(Exception):
+                ray.get(controller.abort.remote(), timeout=ABORT_S)
+        raise
     finally:
+        retake_signals()
         scratch.delete_all()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.rows import map_rows
 from fmwsss.cluster.models.device import use_threads
 from fmwsss.cluster.models.loaders import load_clip
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 # The attention of so many photographs, at scale 1, fits beside a ViT-B/16 in 8 GB.
 IMAGES_PER_BATCH = 8
+
+
+@contextlib.contextmanager
+def _told_alone() -> Iterator[None]:
+    """Leaves an error of one of several images to the moment when that image is alone."""
+    try:
+        yield
+    except Exception as error:
+        if kind_of(error) == "machine":
+            raise
 
 
 class ClipReplica:
@@ -73,7 +84,7 @@ class ClipReplica:
         ready: dict[str, dict[str, Any]] = {}
         for grid, rows in self._batches(block):
             # An error is that of one image: alone, below, it becomes that image's failure.
-            with contextlib.suppress(Exception):
+            with _told_alone():
                 maps = itertools.chain.from_iterable(self.fitting[grid].run(self._map_classes, rows))
                 ready.update(zip((row["image_id"] for row in rows), maps, strict=True))
 

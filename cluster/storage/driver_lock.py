@@ -29,6 +29,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fmwsss.cluster.storage.driver_signals import owned_signals
 from fmwsss.cluster.storage.folder import FileError, Folder, StorageError
 
 CLAIMS = "_driver"
@@ -92,6 +93,13 @@ def hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Itera
         RunInUse: another driver holds the run, or took it over because this one gave no sign for SILENT_S.
         RuntimeError: what renews the claim came to an end.
     """
+    # A shell starts what runs in the background deaf to SIGINT, and it is how `_hold` stops this driver.
+    with owned_signals(), _hold(folder, progress) as claim:
+        yield claim
+
+
+@contextlib.contextmanager
+def _hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Iterator[Claim]:
     claims, token = folder.child(CLAIMS), uuid.uuid4().hex
     about = {"host": socket.gethostname(), "process": _this_process(), "pid": os.getpid(), "started": _now()}
     about["token"] = token
@@ -131,10 +139,6 @@ def hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Itera
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=keep_beating, daemon=True, name="claim")
-    # A shell starts what runs in the background deaf to it, and it is how `keep_beating` stops this driver.
-    was_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if was_deaf:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:
         yield claim
@@ -150,8 +154,6 @@ def hold(folder: Folder, progress: Callable[[], dict[str, Any] | None]) -> Itera
     finally:
         ended.set()
         thread.join()
-        if was_deaf:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         _withdraw(claims, written)
 
 

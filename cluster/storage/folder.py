@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from fmwsss.cluster.storage.local_disk import has_links, is_temporary, leftovers, walk, write_local
 from fmwsss.cluster.storage.parquet import READING, checked, parse_table, table_bytes
+from fmwsss.cluster.storage.redaction import has_secret
 from fmwsss.cluster.storage.storage_errors import DamagedFile as DamagedFile
 from fmwsss.cluster.storage.storage_errors import FileError as FileError
 from fmwsss.cluster.storage.storage_errors import StorageError as StorageError
@@ -61,8 +62,10 @@ class Folder:
         if not self.url.strip():
             raise ValueError("a folder needs a path or a URL; this one is empty")
         scheme, separator, rest = self.url.partition("://")
-        if separator and "@" in rest.partition("/")[0]:
-            raise ValueError(f"a {scheme}:// URL has credentials in it; give them by environment variables instead")
+        if has_secret(self.url):
+            raise ValueError(
+                f"a {scheme}:// URL has credentials or a query in it; give them by environment variables instead"
+            )
         if not separator or scheme == "file":
             # Workers have other working directories than the driver.
             url = os.path.abspath(os.path.expanduser(rest if separator else self.url))

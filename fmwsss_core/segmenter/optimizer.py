@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.memory_errors import is_out_of_memory
 from fmwsss.core.segmenter.base import Segmenter
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
@@ -112,8 +113,8 @@ def backward(
         pieces = everything.chunk(micro_batches) if is_fixed else everything.split(micro_batches.size)
         try:
             return _backward(segmenter, images, labels, weights, totals, random_seeds, pieces, precision)
-        except torch.OutOfMemoryError:
-            if is_fixed or micro_batches.size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or is_fixed or micro_batches.size == 1:
                 raise
             micro_batches.size = min(micro_batches.size, len(images)) // 2
         # Not where the error is: it holds on to what was computed. Half of a gradient may be in the parameters.

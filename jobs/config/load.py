@@ -12,6 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.redaction import has_secret, redacted
+from fmwsss.jobs.config.limited_yaml import load_yaml
 from fmwsss.jobs.config.run import RunConfig
 
 _SAY_WHICH = "say which run file names it: --config RUN_FILE (for `predict` and `export` in place of RUN)"
@@ -82,9 +84,11 @@ def _read_run_file(path: str, num_below: int = 0) -> Any:
     if num_below > MAX_BASES:
         raise ConfigError(f"{path}: run files are each other's `base`")
     try:
-        raw = _unshared(yaml.safe_load(Path(path).read_text()))
+        raw = _unshared(load_yaml(Path(path).read_text(encoding="utf-8-sig")))
     except OSError:
-        raise ConfigError(f"no run file at {path}") from None
+        raise ConfigError(f"no run file at {redacted(path)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or not {"base", "method"} & raw.keys():
@@ -161,20 +165,21 @@ def _keys_of_secrets(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _keys_of_secrets(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, str) and "://" in value:
-        _, _, rest = value.partition("://")
-        if "@" in rest.partition("/")[0] or "?" in rest:
-            yield key
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _keys_of_secrets(inner, f"{key}.{number}")
+    elif isinstance(value, str) and has_secret(value):
+        yield key
 
 
 def _lay_over(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"an override looks like key=value, not {override!r}")
+        raise ConfigError(f"an override looks like key=value, not {redacted(override)!r}")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of {override!r} is no YAML") from None
+        raise ConfigError(f"the value of {redacted(override)!r} is no YAML") from None
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -220,22 +225,32 @@ def _known_keys(path: list[Any], raw: Any) -> list[str]:
 def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     """The settings that a run was made with, from its manifest; overrides may say where to run now.
 
+    A run folder may come from anybody: it decides neither what is executed nor which cluster executes it.
+
     Raises:
-        ValueError: there is no run, an override is wrong, or a model comes from a factory or an address: a function is
-            called and weights are fetched only if a run file or an override says so, and a run folder may come from
-            anybody.
+        ValueError: there is no run, an override is wrong, or the manifest names a cluster, a factory, or weights at an
+            address, that no override names too.
     """
     manifest = run.manifest()
     if manifest is None:
-        raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
-    config = check_config({**manifest["config"], "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
-    factories = (config.clip.factory, config.sam.factory, config.segmenter and config.segmenter.factory)
-    if any(factories):
+        raise ValueError(f"there is no run at {redacted(run.folder.url)}: it has no manifest.json")
+    told = manifest.get("config") if isinstance(manifest, dict) else None
+    if not isinstance(told, dict):
+        raise ValueError(f"{run.folder.url}/manifest.json is damaged: it has no settings")
+    if "cluster" in told:
+        raise ValueError(
+            f"{run.folder.url}/manifest.json has settings of a cluster, which ours never have: what it names is not "
+            "connected to. Take them out, and say where to run by an override such as cluster.address=HOST:PORT"
+        )
+    config = check_config({**told, "run": run.folder.url}, overrides, f"{run.folder.url}/manifest.json")
+    ours = {override.partition("=")[0] for override in overrides or []}
+    sections = {"clip": config.clip, "sam": config.sam, "segmenter": config.segmenter}
+    theirs = [name for name, section in sections.items() if section is not None and section.factory]
+    if any(not {name, f"{name}.factory"} & ours for name in theirs):
         raise ValueError(f"a model of this run comes from a factory; {_SAY_WHICH}")
-    said = {override.partition("=")[0] for override in overrides or []}
-    for key in ("clip", "sam", "segmenter"):
-        weights = getattr(getattr(config, key), "weights", None)
-        if weights and "://" in weights and not said & {key, f"{key}.weights"}:
+    for key, section in sections.items():
+        weights = getattr(section, "weights", None)
+        if weights and "://" in weights and not ours & {key, f"{key}.weights"}:
             raise ValueError(
                 f"the manifest of this run names weights at an address, {weights}: they are fetched only if you say "
                 f"so, by {key}.weights=... among the settings; or {_SAY_WHICH}"

@@ -16,6 +16,7 @@ import ray
 from jaxtyping import UInt8
 from PIL import Image
 
+from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.rows import summary
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.execution.subprocess_decoder import decoder
@@ -94,6 +95,8 @@ def ingest_shard(
                 raise
             failures.append(failure_row(source["image_id"], STAGE, error))
         except Exception as error:
+            if kind_of(error) is not None:
+                raise  # not this image's fault
             failures.append(failure_row(source["image_id"], STAGE, error))
     return summary(part, run.write_part(STAGE, part, rows, IMAGES, failures), len(failures))
 
