@@ -67,6 +67,7 @@ def run(
         ledger = Run(ledger.folder.guarded(claim))
         ledger.folder.sweep()
         if retry:
+            ingest.demand_readable(config, ledger, retry)
             again = forget(ledger, retry if isinstance(retry, str) else None)
             print(f"tried again: {', '.join(f'{count} of {name}' for name, count in again.items()) or 'nothing'}")
         if restart_from is not None:

@@ -20,7 +20,7 @@ from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.rows import summary
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.execution.subprocess_decoder import decoder
-from fmwsss.cluster.storage.folder import FileError, StorageError, read_url
+from fmwsss.cluster.storage.folder import FileError, Folder, StorageError, read_url
 from fmwsss.cluster.storage.ledger import Receipt, Run, part_index, part_name
 from fmwsss.core.images import ImageError, encode_label_png
 from fmwsss.core.labels import IGNORE
@@ -55,10 +55,9 @@ def run(config: RunConfig, run: Run) -> Receipt:
     # The images are in the run; the dataset may have gone. Only a folder to be predicted is looked at again.
     if complete and is_same and config.dataset.kind != "unlabelled":
         return complete
-    sources = pa.Table.from_pylist([asdict(source) for source in sources_of(config.dataset)], schema=SOURCES)
-    listing = hashlib.sha256(json.dumps(sources.to_pylist()).encode()).hexdigest()[:16]
+    sources = _list_sources(config)
     # Which image is in which shard must not change between two starts.
-    started = begin_stage(run, STAGE, {**settings, "listing": listing}, [])
+    started = begin_stage(run, STAGE, {**settings, "listing": _listing_of(sources)}, [])
     if started.receipt:
         return started.receipt
     parts = [part_name(index) for index in range(-(-sources.num_rows // config.shard_rows))]
@@ -71,6 +70,46 @@ def run(config: RunConfig, run: Run) -> Receipt:
         "needs_labels": config.dataset.kind != "unlabelled",
     }
     return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)], config.max_failures)
+
+
+def demand_readable(config: RunConfig, run: Run, stage: bool | str = True) -> None:
+    """Before failed images are read again: whether their parts' other images still can be.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        stage: the only stage whose failures are tried again, or True for all.
+
+    Raises:
+        ValueError: the dataset is not there, or no longer the one that was read.
+    """
+    failed = run.failed_parts(STAGE) if stage in (True, STAGE) else {}
+    if not failed or run.receipt(STAGE) is None:
+        return
+    sources, complete = _list_sources(config), run.receipt(STAGE)
+    if complete is not None and complete.inputs.get("listing") not in (None, _listing_of(sources)):
+        raise DatasetError(
+            "the dataset is no longer the one that was read: failed images can't be tried again in this run"
+        )
+    rows = sources.to_pylist()
+    for part in sorted(failed):
+        bad = set(run.failures(STAGE)["image_id"].to_pylist())
+        first = part_index(part) * config.shard_rows
+        for source in rows[first : first + config.shard_rows]:
+            url = source["image_url"]
+            if source["image_id"] in bad or url.startswith(TOY_SCHEME):
+                continue
+            parent, _, name = url.rpartition("/")
+            if not Folder(parent).exists(name):
+                raise DatasetError(f"{url} is no longer there: it is good in this run, and would be lost by a retry")
+
+
+def _list_sources(config: RunConfig) -> pa.Table:
+    return pa.Table.from_pylist([asdict(source) for source in sources_of(config.dataset)], schema=SOURCES)
+
+
+def _listing_of(sources: pa.Table) -> str:
+    return hashlib.sha256(json.dumps(sources.to_pylist()).encode()).hexdigest()[:16]
 
 
 def ingest_shard(

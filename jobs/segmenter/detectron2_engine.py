@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from fmwsss.cluster.models.device import pick_device, use_threads
 from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files, spec_from_json
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.seal import sealed, unsealed
 from fmwsss.cluster.telemetry.tensorboard import EventLog
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.segmenter.base import Segmenter
@@ -193,7 +194,7 @@ class _Steps(HookBase):
     def _save(self) -> None:
         self.trainer.checkpointer.save(LATEST, iteration=self.trainer.iter)
         path = Path(self.trainer.checkpointer.save_dir) / f"{LATEST}.pth"
-        self.job.run.folder.child(self.job.stage).write(CHECKPOINT_FILE, path.read_bytes())
+        self.job.run.folder.child(self.job.stage).write(CHECKPOINT_FILE, sealed(path.read_bytes()))
 
 
 def make_trainer(job: TrainJob, board: Any, output: str) -> DefaultTrainer:
@@ -295,7 +296,8 @@ def train_segmenter(job: TrainJob, board: Any) -> None:
     folder = job.run.folder.child(job.stage)
     with tempfile.TemporaryDirectory() as output:
         if folder.exists(CHECKPOINT_FILE):
-            (Path(output) / f"{LATEST}.pth").write_bytes(folder.read(CHECKPOINT_FILE))
+            content = unsealed(folder.read(CHECKPOINT_FILE), f"{folder.url}/{CHECKPOINT_FILE}")
+            (Path(output) / f"{LATEST}.pth").write_bytes(content)
             (Path(output) / "last_checkpoint").write_text(f"{LATEST}.pth")
         trainer = make_trainer(job, board, output)
         trainer.resume_or_load(resume=True)

@@ -9,7 +9,6 @@ another version of this program's proposals finds nothing here and adds its own.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fmwsss.cluster.models.loaders import check, load_sam
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.models.weights import state_sha256
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.parquet import table_bytes
+from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.schemas import SUPERPIXELS
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 
@@ -54,23 +54,29 @@ class SharedSuperpixels:
         """Those of the images that are there."""
         wanted = sorted(set(image_sha256))
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            there = pool.map(lambda name: self.folder.exists(_file(name)), wanted)
+            # One of no bytes is what a writer of an earlier release left when it was killed.
+            there = pool.map(lambda name: bool(self.folder.size(_file(name))), wanted)
             return {name for name, is_there in zip(wanted, there, strict=True) if is_there}
 
     def read(self, image_sha256: Iterable[str]) -> dict[str, dict[str, Any]]:
         """By image, the rows of SUPERPIXELS (their `image_id` is null: two runs may name an image differently)."""
         wanted = sorted(set(image_sha256))
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            tables = pool.map(lambda name: self.folder.read_table(_file(name)), wanted)
+            tables = pool.map(self._read_one, wanted)
             return {name: table.to_pylist()[0] for name, table in zip(wanted, tables, strict=True)}
+
+    def _read_one(self, image_sha256: str) -> pa.Table:
+        try:
+            return self.folder.read_table(_file(image_sha256))
+        except DamagedFile as error:
+            self.folder.delete([_file(image_sha256)])
+            raise DamagedFile(f"{error}; it is deleted, and the same command makes it again") from error
 
     def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes rows of SUPERPIXELS by image. An image that is there is written again, with the same content."""
         files = {}
         for name, row in rows.items():
-            buffer = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist([{**row, "image_id": None}], schema=SUPERPIXELS), buffer)
-            files[_file(name)] = buffer.getvalue()
+            files[_file(name)] = table_bytes([{**row, "image_id": None}], SUPERPIXELS)
         self.folder.write_many(files)
 
 

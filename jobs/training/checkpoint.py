@@ -6,9 +6,12 @@ No state of a random generator is kept: what is drawn depends on the run's seed,
 from __future__ import annotations
 
 import io
+import sys
 from typing import TYPE_CHECKING
 
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.seal import sealed, unsealed
+from fmwsss.cluster.storage.storage_errors import DamagedFile
 
 if TYPE_CHECKING:
     import torch
@@ -35,16 +38,16 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    folder.write(CHECKPOINT_FILE, buffer.getvalue())
+    folder.write(CHECKPOINT_FILE, sealed(buffer.getvalue()))
 
 
 def restore(
     folder: Folder, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[dict[str, float]]]:
     """Goes on where an earlier start stopped: the iteration to begin with, and the history until there."""
-    if not folder.exists(CHECKPOINT_FILE):
-        return 0, []
     state = _read(folder)
+    if state is None:
+        return 0, []
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["iteration"], state["history"]
@@ -52,10 +55,20 @@ def restore(
 
 def next_iteration(folder: Folder) -> int:
     """The iteration that an earlier start would go on with; 0 if there was none."""
-    return _read(folder)["iteration"] if folder.exists(CHECKPOINT_FILE) else 0
+    state = _read(folder)
+    return state["iteration"] if state else 0
 
 
-def _read(folder: Folder) -> dict:
+def _read(folder: Folder) -> dict | None:
+    """The checkpoint; None if there is none, or if it is damaged: then what it held is learned again."""
     import torch
 
-    return torch.load(io.BytesIO(folder.read(CHECKPOINT_FILE)), weights_only=True, map_location="cpu")
+    if not folder.exists(CHECKPOINT_FILE):
+        return None
+    data = folder.read(CHECKPOINT_FILE)
+    try:
+        content = unsealed(data, f"{folder.url}/{CHECKPOINT_FILE}")
+    except DamagedFile as error:
+        print(f"{error}; it is left out, and learning begins anew", file=sys.stderr, flush=True)
+        return None
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
