@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from benchmarks import methods, proposals, seeding
+from benchmarks import methods, proposals, seeding, tables
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.core.toy.models import toy_sam
@@ -37,3 +39,23 @@ def test_the_seeding_comparison_runs_and_finds_equal_seeds():
     row = seeding.measure(10, 2, 60, 80, repeats=1)
     assert row["equal"]
     assert row["vs_dense"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_tables_are_made_and_gone_on_with(tmp_path: Path):
+    """Two of the tables on a few scenes: rows share one pass of SAM, and a second call runs nothing."""
+    short = ["dataset.num_images=6", "shard_rows=3", "propose.points_per_side=4", "cluster.num_threads=1"]
+    lengths = [
+        f"learn.{which}.{key}" for which in ("classification", "segmentation") for key in ("epochs=1", "batch_size=6")
+    ]
+    arguments = ("configs/demo.yaml", [f"run={tmp_path}", *short, *lengths], [1, 5], None)
+    made = tables.make_tables(*arguments)
+    assert [len(made[number]) for number in ("1", "5")] == [6, 4]
+    assert all(0 < row["miou"] < 100 for rows in made.values() for row in rows)
+    # The same seeds stand in both.
+    assert made["1"][5]["miou"] == made["5"][3]["miou"]
+    assert made["1"][3]["miou"] == made["5"][1]["miou"]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
+    assert tables.make_tables(*arguments) == made
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == written
