@@ -6,7 +6,7 @@ Nothing else names a column first. No table has a time, a host or a machine's pa
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from fmwsss.core.class_maps.maps import ClassMaps
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.postprocess import Detections
 
@@ -57,7 +58,7 @@ SEEDS = pa.schema(
         ("grid_height", pa.int32()),
         ("grid_width", pa.int32()),
         ("cam", pa.binary()),  # see maps_to_bytes: present x grid_height x grid_width
-        ("refined_cam", pa.binary()),
+        ("refined_cam", pa.binary()),  # null where no affinity was asked for
     ]
 )
 
@@ -112,6 +113,45 @@ MAPS_PAYLOAD = [
     SEEDS.field(name)
     for name in ("height_px", "width_px", "classes", "grid_height", "grid_width", "cam", "refined_cam")
 ]
+
+
+# Maps that somebody else made travel with a decoded image to where those of CLIP are made.
+GIVEN_PAYLOAD = [
+    *DECODED_PAYLOAD,
+    pa.field(
+        "given",
+        pa.list_(
+            pa.struct([("grid_height", pa.int32()), ("grid_width", pa.int32()), ("maps", pa.binary())])  # maps_to_bytes
+        ),
+    ),
+]
+
+
+def maps_row(size: Mapping[str, Any], classes: Sequence[str], maps: ClassMaps) -> dict[str, Any]:
+    """The row of MAPS_PAYLOAD that holds the maps of one image.
+
+    Args:
+        size: anything with `height_px` and `width_px` of the image.
+        classes: of the maps, in their order.
+        maps: of the image.
+    """
+    return {
+        "height_px": size["height_px"],
+        "width_px": size["width_px"],
+        "classes": list(classes),
+        "grid_height": maps.cam.shape[1],
+        "grid_width": maps.cam.shape[2],
+        "cam": maps_to_bytes(maps.cam),
+        "refined_cam": None if maps.refined_cam is None else maps_to_bytes(maps.refined_cam),
+    }
+
+
+def given_from_row(row: Mapping[str, Any]) -> list[ClassMaps]:
+    """The maps that travel with a row of GIVEN_PAYLOAD; none with a row of DECODED_PAYLOAD."""
+    return [
+        ClassMaps(maps_from_bytes(given["maps"], len(row["classes"]), given["grid_height"], given["grid_width"]), None)
+        for given in row.get("given") or ()
+    ]
 
 
 # SAM's masks of an image before they are run-length encoded (`proposals.Detections`).

@@ -30,6 +30,8 @@ from fmwsss.jobs.config.load import ConfigError, config_of, load_config
 from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE, restore
 
 ROOT = Path(__file__).parents[1]
+# CLIP-ES and IRN save their maps as pickled arrays (fmwsss_core/class_maps/test_given_maps.py tries to harm it).
+READER_OF_ARRAYS = ROOT / "fmwsss_core/class_maps/given_maps.py"
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
 
@@ -172,6 +174,15 @@ def test_an_address_without_secrets_is_told_whole() -> None:
         assert redacted(text) == text
 
 
+def test_the_reader_of_pickled_arrays_only_derives_an_unpickler_that_looks_nothing_up() -> None:
+    tree = ast.parse(READER_OF_ARRAYS.read_text())
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {name for name in used if name.startswith("pickle.")} == {"pickle.Unpickler", "pickle.UnpicklingError"}
+    (reader,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [ast.unparse(base) for base in reader.bases] == ["pickle.Unpickler"]
+    assert [node.name for node in reader.body if isinstance(node, ast.FunctionDef)] == ["find_class"]
+
+
 def test_no_module_of_ours_unpickles_or_evaluates() -> None:
     forbidden = {"eval", "exec", "pickle", "dill", "joblib", "shelve", "marshal"}
     for package in ("fmwsss_core", "cluster", "jobs"):
@@ -179,7 +190,8 @@ def test_no_module_of_ours_unpickles_or_evaluates() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                    assert not modules & forbidden, f"{path} imports {modules & forbidden}"
+                    allowed = {"pickle"} if path == READER_OF_ARRAYS else set()
+                    assert not modules & forbidden - allowed, f"{path} imports {modules & forbidden}"
                 if isinstance(node, ast.Call):
                     called = ast.unparse(node.func)
                     assert called not in forbidden, f"{path}:{node.lineno} calls {called}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -17,12 +17,11 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.replicas.pixels import pixels_of
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.core.schemas import (
-    MAPS_PAYLOAD,
-    maps_to_bytes,
-)
+from fmwsss.core.schemas import MAPS_PAYLOAD, given_from_row, maps_row
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fmwsss.core.vocabulary import Vocabulary
 
 
@@ -41,13 +40,17 @@ def _told_alone() -> Iterator[None]:
 
 
 class ClipReplica:
-    """A frozen CLIP with one set of learned prompts, embedded once, that turns decoded images into class maps."""
+    """A frozen CLIP with one set of prompts, embedded once, that turns decoded images into class maps.
+
+    `prompts` is the folder and file of learned ones, or the templates of hand-made ones; `source` is what
+    `fmwsss.core.class_maps.sources.build` reads. Given maps of a mixture come with the images.
+    """
 
     def __init__(
         self,
         spec: ModelSpec,
         vocabulary: Vocabulary,
-        prompts: tuple[Folder, str],
+        prompts: tuple[Folder, str] | Sequence[str],
         box_threshold: float | None,
         num_sinkhorn: int,
         scales: tuple[float, ...],
@@ -56,20 +59,18 @@ class ClipReplica:
         num_threads: int,
         box_on: Literal["map", "result"] = "map",
         affinity_map: Literal["normalised", "raw"] = "normalised",
+        source: Mapping[str, Any] = {"kind": "gradcam"},
+        flip: bool = False,
     ) -> None:
-        import torch
-
         from fmwsss.core.adaptive_batch import FittingBatch
-        from fmwsss.core.prompts.learner import PromptLearner
+        from fmwsss.core.class_maps.sources import build
 
         use_threads(num_threads)
         self.clip = load_clip(spec)
         self.vocabulary = vocabulary
-        folder, name = prompts
-        with torch.no_grad():
-            learner = PromptLearner.from_bytes(self.clip, vocabulary, folder.read(name))
-            self.foreground, self.background = learner()
-        self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks)
+        self.foreground, self.background = self._texts(prompts)
+        self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks, build(source), flip)
+        self.has_affinity = num_attention_blocks > 0
         self.affinity: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map}
         # Attention grows with the fourth power of the scale.
         self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
@@ -78,6 +79,17 @@ class ClipReplica:
             lambda: FittingBatch(self.images_per_batch)
         )
         self.stage = stage
+
+    def _texts(self, prompts: tuple[Folder, str] | Sequence[str]) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
+
+        if not isinstance(prompts[0], Folder):
+            return handmade_embeddings(self.clip, self.vocabulary, prompts)
+        folder, name = prompts
+        with torch.no_grad():
+            return PromptLearner.from_bytes(self.clip, self.vocabulary, folder.read(name))()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out; an image without classes has none and costs nothing."""
@@ -91,7 +103,7 @@ class ClipReplica:
         def maps_of(row: dict[str, Any]) -> dict[str, Any]:
             if not row["classes"]:
                 size = {"height_px": row["height_px"], "width_px": row["width_px"], "grid_height": 0, "grid_width": 0}
-                return {**size, "classes": [], "cam": b"", "refined_cam": b""}
+                return {**size, "classes": [], "cam": b"", "refined_cam": b"" if self.has_affinity else None}
             return ready.get(row["image_id"]) or self._map_classes([row])[0]
 
         return map_rows(block, maps_of, MAPS_PAYLOAD, self.stage)
@@ -114,18 +126,8 @@ class ClipReplica:
 
         indices = [sorted(self.vocabulary.indices(row["classes"])) for row in rows]
         images = [pixels_of(row) for row in rows]
-        found = map_classes(
-            self.clip, images, indices, self.foreground, self.background, *self.settings, **self.affinity
-        )
-        return [
-            {
-                "height_px": row["height_px"],
-                "width_px": row["width_px"],
-                "classes": [self.vocabulary.classes[index - 1] for index in own],
-                "grid_height": maps.cam.shape[1],
-                "grid_width": maps.cam.shape[2],
-                "cam": maps_to_bytes(maps.cam),
-                "refined_cam": maps_to_bytes(maps.refined_cam),
-            }
-            for row, own, maps in zip(rows, indices, found, strict=True)
-        ]
+        given = [given_from_row(row) for row in rows]
+        texts = (self.foreground, self.background)
+        found = map_classes(self.clip, images, indices, *texts, *self.settings, given=given, **self.affinity)
+        names = [[self.vocabulary.classes[index - 1] for index in own] for own in indices]
+        return [maps_row(*own) for own in zip(rows, names, found, strict=True)]

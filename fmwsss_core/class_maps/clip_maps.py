@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,25 +10,11 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from fmwsss.core.class_maps.attention_affinity import AffinityMap, BoxOn, refine
+from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.softmax_gradcam import normalise
-from fmwsss.core.class_maps.sources import GradCam, MapSource, View, num_blocks_of
+from fmwsss.core.class_maps.sources import GradCam, MapSource, Mixture, View, num_blocks_of
 from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
 from fmwsss.core.resize import upsample
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMaps:
-    """The maps of one image on CLIP's patch grid, one for each of its classes, 0 to 1.
-
-    Attributes:
-        cam: class maps as their source makes them.
-        refined_cam: the same after the attention-based affinity; None where that was not asked for.
-        background: a map of the surroundings, 0 to 1; None from a source that has none.
-    """
-
-    cam: Float32[np.ndarray, "present grid_height grid_width"]
-    refined_cam: Float32[np.ndarray, "present grid_height grid_width"] | None
-    background: Float32[np.ndarray, "grid_height grid_width"] | None = None
 
 
 def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
@@ -48,11 +33,12 @@ def map_classes(
     num_sinkhorn: int,
     scales: Sequence[float] = (1.0,),
     num_attention_blocks: int = NUM_ATTENTION_BLOCKS,
-    source: MapSource | None = None,
+    source: MapSource | Mixture | None = None,
     flip: bool = False,
     *,
     box_on: BoxOn = "map",
     affinity_map: AffinityMap = "normalised",
+    given: Sequence[Sequence[ClassMaps]] | None = None,
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -69,11 +55,12 @@ def map_classes(
         flip: whether the maps of the mirrored images are averaged in.
         box_on: as in `attention_affinity.refine`.
         affinity_map: whether the affinity spreads the normalised maps, or the raw ones of a source that has any.
+        given: of each image, the maps that somebody else made, for a mixture with weights for them.
 
     Raises:
-        ValueError: images of different patch grids.
+        ValueError: images of different patch grids, or not as many given maps as the mixture has weights for.
     """
-    source = source or GradCam()
+    mixture = source if isinstance(source, Mixture) else Mixture((source or GradCam(),), (1.0,))
     grids = {patch_grid(clip, *image.shape[:2]) for image in images}
     if len(grids) != 1:
         raise ValueError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
@@ -81,7 +68,7 @@ def map_classes(
     for row, indices in enumerate(class_indices):
         present[row, [index - 1 for index in indices]] = True
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
-    blocks = tuple(sorted(source.blocks_kept(num_blocks_of(clip))))
+    blocks = tuple(sorted(mixture.blocks_kept(num_blocks_of(clip))))
     views = []
     for scale in sorted(scales):
         at_scale = torch.cat([clip.preprocess(image, scale) for image in pixels])
@@ -89,8 +76,14 @@ def map_classes(
             seen = at_scale.flip(3) if is_mirrored else at_scale
             view = View(clip, seen, present, foreground, background, blocks, num_attention_blocks)
             affinity = (box_threshold, num_sinkhorn, box_on, affinity_map)
-            views.append(_maps_of(view, source, affinity, is_mirrored))
-    return [_averaged(own) for own in zip(*views, strict=True)]
+            views.append([_maps_of(view, own, affinity, is_mirrored) for own in mixture.sources])
+    found = []
+    for number in range(len(images)):
+        parts = [_averaged([view[part][number] for view in views]) for part in range(len(mixture.sources))] + list(
+            given[number] if given else ()
+        )
+        found.append(mixed(parts, mixture.weights))
+    return found
 
 
 def _maps_of(

@@ -6,7 +6,8 @@ tower makes of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -162,6 +163,50 @@ class PatchText:
                 sums[:, rows, columns] += values
                 counts[rows, columns] += 1
         return (sums / counts).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weighted means of the maps of several sources.
+
+    Attributes:
+        sources: that make maps of images.
+        weights: of the sources, and then of those maps that are given.
+    """
+
+    sources: tuple[MapSource, ...]
+    weights: tuple[float, ...]
+
+    def blocks_kept(self, num_blocks: int) -> set[int]:
+        """Those of all sources."""
+        return set[int]().union(*(source.blocks_kept(num_blocks) for source in self.sources))
+
+
+def build(settings: Mapping[str, Any]) -> MapSource | Mixture:
+    """A source from plain values: `kind` and the arguments of its class.
+
+    Args:
+        settings: `kind` is `gradcam`, `patch` or `mixture`; of a `patch` the arguments of `PatchEmbedding` stand beside
+            those of `PatchText`. A mixture has `parts`, each a `source` and its `weight`; given ones come last.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    own = dict(settings)
+    kind = own.pop("kind")
+    if kind == "gradcam":
+        return GradCam()
+    if kind == "patch":
+        names = {each.name for each in fields(PatchEmbedding)}
+        embedding = PatchEmbedding(**{name: own.pop(name) for name in list(own) if name in names})
+        windows = own.pop("windows", None)
+        return PatchText(embedding, windows=Windows(**windows) if windows else None, **own)
+    if kind == "mixture":
+        sources = [build(part["source"]) for part in own["parts"] if part["source"]["kind"] != "given"]
+        assert not any(isinstance(source, Mixture) for source in sources)
+        in_order = sorted(own["parts"], key=lambda part: part["source"]["kind"] == "given")
+        return Mixture(tuple(sources), tuple(part["weight"] for part in in_order))  # type: ignore[arg-type]
+    raise ValueError(f"there is no source of class maps of kind {kind!r}")
 
 
 def num_blocks_of(clip: FrozenClip) -> int:

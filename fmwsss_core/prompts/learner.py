@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.clip.prefix_tree import token_tree
@@ -194,15 +197,33 @@ class PromptLearner(nn.Module):
 
 @torch.no_grad()
 def handmade_embeddings(
-    clip: FrozenClip, vocabulary: Vocabulary
+    clip: FrozenClip, vocabulary: Vocabulary, templates: Sequence[str] | Literal["imagenet"] = (HANDMADE_TEMPLATE,)
 ) -> tuple[Float[Tensor, "classes embed"], Float[Tensor, "backgrounds embed"]]:
-    """Text embeddings of the hand-made prompts of CLIP-ES (M1), classes and backgrounds, L2-normalised."""
-    texts = [HANDMADE_TEMPLATE.format(name) for name in (*vocabulary.prompts, *vocabulary.backgrounds)]
+    """Text embeddings of hand-made prompts, classes and backgrounds, L2-normalised; the default is CLIP-ES's (M1).
+
+    Args:
+        clip: the frozen CLIP.
+        vocabulary: whose names are put into the templates.
+        templates: each with one `{}`; of several the embeddings of a name are averaged. `imagenet`: the 80 that CLIP
+            was published with.
+    """
+    if templates == "imagenet":
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    of_templates = [_embedded(clip, [text.format(name) for name in _names(vocabulary)]) for text in templates]
+    # One alone keeps its digits.
+    text = of_templates[0] if len(of_templates) == 1 else normalize(torch.stack(of_templates).mean(dim=0), dim=1)
+    return text[: len(vocabulary.classes)], text[len(vocabulary.classes) :]
+
+
+def _names(vocabulary: Vocabulary) -> tuple[str, ...]:
+    return (*vocabulary.prompts, *vocabulary.backgrounds)
+
+
+def _embedded(clip: FrozenClip, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
     ids = clip.token_ids(texts)
     tree = token_tree([ids[i, : end + 1].tolist() for i, end in enumerate(clip.end_positions(ids).tolist())])
     symbols = torch.tensor(tree.symbols, device=clip.device)
-    text = clip.encode_text(clip.token_embeddings(symbols), tree.to(clip.device))
-    return text[: len(vocabulary.classes)], text[len(vocabulary.classes) :]
+    return clip.encode_text(clip.token_embeddings(symbols), tree.to(clip.device))
 
 
 def _layout(clip: FrozenClip, name: str, position: NamePosition, num_context: int) -> tuple[str, list[int]]:

@@ -17,6 +17,8 @@ from fmwsss.jobs.config.limited_yaml import load_yaml
 from fmwsss.jobs.config.run import RunConfig
 
 _SAY_WHICH = "say which run file names it: --config RUN_FILE (for `predict` and `export` in place of RUN)"
+# What pydantic puts between the keys of a section of which there are several kinds.
+_CHOICES = {"toy", "voc", "folder", "unlabelled", "VocabularySection", "gradcam", "patch", "given", "mixture"}
 MAX_BASES = 8  # of a run file, one below the other
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 
@@ -191,7 +193,7 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
 
 def _sentence(raw: Any, mistake: Any) -> str:
     """One mistake of pydantic's list as one sentence that names the key as it stands in the file."""
-    path = [part for part in mistake["loc"] if part not in ("toy", "voc", "folder", "unlabelled", "VocabularySection")]
+    path = [part for part in mistake["loc"] if part not in _CHOICES]
     key = ".".join(str(part) for part in path) or "the run file"
     if mistake["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1], raw), n=1)

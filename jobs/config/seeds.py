@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from fmwsss.core.vocabulary import HANDMADE_TEMPLATE
 from fmwsss.jobs.config.base import Count, Section, Share
+from fmwsss.jobs.config.class_maps import GradCamSource, SourceSection, needs_clip
+
+
+def _with_a_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("a template has one {} where the name goes")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_with_a_place)]
 
 
 class SeedSection(Section):
     """From maps and superpixels to a seed (M2.2, M5.2 and M5.4)."""
+
+    source: SourceSection = GradCamSource()
+    """What makes class maps: a kind by its name, or a section with `kind` and that kind's own keys (M2, M11)."""
+    prompts: Literal["learned", "handmade"] = "learned"
+    """Texts of the classes: the prompts that were learned, or names in `templates` (M1)."""
+    templates: Annotated[tuple[Template, ...], Field(min_length=1)] | Literal["imagenet"] = (HANDMADE_TEMPLATE,)
+    """Hand-made prompts with one {} for the name, whose embeddings are averaged; `imagenet` are CLIP's 80 (M11)."""
 
     method: Literal["sams", "crf", "voting", "threshold"] = "sams"
     """Superpixels classified by the maps, or compared methods: dense CRF, SEPL voting, the maps alone (M5.4)."""
@@ -36,6 +54,24 @@ class SeedSection(Section):
     """Last blocks of CLIP whose attention makes the affinity; all, where a CLIP has fewer; CLIP-ES 8 of 12 (M2.2)."""
     scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)] = (1.0,)
     """Scales of the image whose maps are averaged; the papers have one (M2)."""
+    flip: bool = False
+    """Average in the maps of the mirrored image."""
+
+    @property
+    def has_affinity(self) -> bool:
+        """Whether there are maps after the affinity; of other sources than the papers' only where they are used."""
+        return isinstance(self.source, GradCamSource) or (self.maps == "cam+caa" and needs_clip(self.source))
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether learned prompts are read."""
+        return self.prompts == "learned" and needs_clip(self.source)
+
+    @model_validator(mode="after")
+    def _given_maps_have_no_attention(self) -> SeedSection:
+        if self.maps == "cam+caa" and not needs_clip(self.source):
+            raise ValueError("`maps: cam+caa` needs CLIP's attention, and the source is given maps: write `maps: cam`")
+        return self
 
     @model_validator(mode="after")
     def _only_superpixels_can_be_given_away(self) -> SeedSection:

@@ -16,10 +16,12 @@ from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
 from fmwsss.core.images import encode_grey_png, encode_label_png
 from fmwsss.core.schemas import SEEDS, maps_from_bytes, superpixels_from_row
 from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.run_layout import PROMPTS_OF
+from fmwsss.jobs.seeds.given import add_given, given_shard
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
 from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
 
@@ -55,14 +57,16 @@ def make(
         prompts_file: their file in it.
         png: whether to write PNGs too; None leaves it to the run file.
     """
-    images, superpixels, learned = upstream(run, stage, ["images", "superpixels", prompts])
+    images, superpixels, *learned = upstream(
+        run, stage, ["images", "superpixels", *([prompts] if section.needs_prompts else [])]
+    )
     inputs = {
         "clip": config.clip.model_dump(),
         "seeds": section.model_dump(mode="json"),
         "png": config.seeds.png if png is None else png,
         "confidence": config.seeds.confidence,
     }
-    started = begin_stage(run, stage, inputs, [images, superpixels, learned])
+    started = begin_stage(run, stage, inputs, [images, superpixels, *learned])
     if started.receipt:
         return started.receipt
     vocabulary = config.resolve_vocabulary()
@@ -77,11 +81,27 @@ def make(
         "confidence": config.seeds.confidence,
     }
     operators = [
-        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
-        clip_operator(config, plan, section, (run.folder.child(prompts), prompts_file), stage),
+        *map_operators(config, run, plan, section, (run.folder.child(prompts), prompts_file), stage),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
     return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
+
+
+def map_operators(
+    config: RunConfig, run: Run, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
+) -> list[Operator]:
+    """The operators from the images of the run to the maps of their classes."""
+    given = given_sources(section.source)
+    own = {"sources": given, "vocabulary": config.resolve_vocabulary(), "stage": stage}
+    if not needs_clip(section.source):
+        parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
+        weights = [part.weight for part in parts] or [1.0]
+        return [Operator(given_shard, {"run": run, "weights": weights, **own}, num_cpus=plan.helper_cpus)]
+    return [
+        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
+        *([Operator(add_given, own, num_cpus=plan.helper_cpus)] if given else []),
+        clip_operator(config, plan, section, prompts, stage),
+    ]
 
 
 def clip_operator(
@@ -91,14 +111,16 @@ def clip_operator(
     arguments = {
         "spec": config.clip.spec(),
         "vocabulary": config.resolve_vocabulary(),
-        "prompts": prompts,
+        "prompts": prompts if section.prompts == "learned" else section.templates,
         "box_threshold": section.box_threshold,
         "num_sinkhorn": section.num_sinkhorn,
         "scales": section.scales,
-        "num_attention_blocks": section.num_attention_blocks,
+        "num_attention_blocks": section.num_attention_blocks if section.has_affinity else 0,
         "box_on": section.box_on,
         "affinity_map": section.affinity_map,
         "stage": stage,
+        "source": section.source.model_dump(),
+        "flip": section.flip,
     }
     return plan.operator(ClipReplica, arguments)
 
