@@ -48,7 +48,14 @@ def test_the_command_writes_what_the_readme_promises(undisturbed: str) -> None:
         assert 0 <= row["miou"] <= 1
         assert (row["images"], row["failures"]) == (10, 0)
         assert "background" in row["per_class"]
+    miou = {row["name"]: row["miou"] for row in metrics["rows"]}
+    assert miou["superpixels named by ground truth"] > max(miou["coarse"], miou["fine"])
+    for which, name in (("coarse", "cam"), ("fine", "cam of fine")):
+        assert miou[f"maps of {which} cut best"] > miou[name]
+    assert metrics["images_of_class"].keys() == metrics["rows"][0]["per_class"].keys()
+    assert metrics["images_of_class"]["background"] == 10
     page = folder.read("reports/index.html").decode()
+    assert "Where the loss is" in page
     assert "http" not in page.replace("http-equiv", ""), "the page must open without a network"
     assert page.count('class="card"') == 4
     assert page.count("data:image/jpeg") == 4 * 8

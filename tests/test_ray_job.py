@@ -69,7 +69,7 @@ def test_a_submitted_job_makes_a_run(head: tuple[str, dict[str, str]], tmp_path:
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
     assert "seeds/fine: 6 of 6 images" in log
-    assert len(json.loads((run / "reports" / "metrics.json").read_text())["rows"]) == 6
+    assert len(json.loads((run / "reports" / "metrics.json").read_text())["rows"]) == 9
 
 
 @pytest.mark.timeout(600)

@@ -14,13 +14,17 @@ from fmwsss.cluster.models.loaders import load_clip, load_sam
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import PROMPTS_FILE
 from fmwsss.core.class_maps.clip_maps import map_classes
+from fmwsss.core.class_maps.maps import ClassMaps, mixed
+from fmwsss.core.class_maps.sources import build
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.images import decode_rgb
 from fmwsss.core.overlays import with_labels, with_map, with_superpixels
 from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
+from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.seeds.given import read_given, rows_of
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
 
 LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
@@ -55,13 +59,11 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     if not Path(output).parent.is_dir():
         raise ValueError(f"{output} cannot be written: no folder {Path(output).parent}")
 
-    clip = load_clip(config.clip.spec())
-    foreground, background, prompts = _text(config, clip)
     section = config.seeds.fine
-    settings = (section.box_threshold, section.num_sinkhorn, section.scales, section.num_attention_blocks)
-    (maps,) = map_classes(clip, [image], [indices], foreground, background, *settings)
+    maps, prompts = _maps(config, image, indices, Path(image_path).stem)
     superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
     chosen = getattr(maps, MAPS_COLUMN[section.maps])
+    words = f"{section.source.kind} maps" if prompts is None else f"{section.source.kind} maps of {prompts} prompts"
     seed = make_seed(section, superpixels, chosen, indices, data)
 
     names = [vocabulary.classes[index - 1] for index in indices]
@@ -75,23 +77,43 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     shares = [f"{name} {np.mean(seed.labels == index):.0%}" for name, index in zip(names, indices, strict=True)]
     missing = [vocabulary.classes[index - 1] for index in seed.missing]
     return [
-        f"{len(superpixels)} superpixels, {prompts} prompts; pixels: {', '.join(shares)}",
+        f"{len(superpixels)} superpixels, {words}; pixels: {', '.join(shares)}",
         f"mean confidence {seed.confidence.mean():.2f}, {1 - seed.coverage:.0%} of the pixels in no superpixel"
         + (f"; without any pixel: {', '.join(missing)}" if missing else ""),
         output,
     ]
 
 
+def _maps(
+    config: RunConfig, image: UInt8[np.ndarray, "height width 3"], indices: list[int], image_id: str
+) -> tuple[ClassMaps, str | None]:
+    """The maps that the fine seeds would be made of, and which prompts they come from."""
+    section, vocabulary = config.seeds.fine, config.resolve_vocabulary()
+    names = [vocabulary.classes[index - 1] for index in indices]
+    sources = given_sources(section.source)
+    given = [read_given(own, image_id, names, vocabulary, rows_of(own, [image_id], "")) for own in sources]
+    if not needs_clip(section.source):
+        parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
+        return mixed(given, [part.weight for part in parts] or [1.0]), None
+    clip = load_clip(config.clip.spec())
+    foreground, background, prompts = _text(config, clip)
+    num_blocks = section.num_attention_blocks if section.has_affinity else 0
+    settings = (section.box_threshold, section.num_sinkhorn, section.scales, num_blocks)
+    source = build(section.source.model_dump())
+    text = (foreground, background)
+    return map_classes(clip, [image], [indices], *text, *settings, source, section.flip, [given])[0], prompts
+
+
 def _text(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Text embeddings of classes and backgrounds, and which prompts they come from."""
-    vocabulary = config.resolve_vocabulary()
-    for which in ("segmentation", "classification"):
+    vocabulary, section = config.resolve_vocabulary(), config.seeds.fine
+    for which in ("segmentation", "classification") if section.prompts == "learned" else ():
         folder = Folder(config.run).child(f"prompts/{which}")
         if folder.exists(PROMPTS_FILE):
             with torch.no_grad():
                 foreground, background = PromptLearner.from_bytes(clip, vocabulary, folder.read(PROMPTS_FILE))()
             return foreground, background, f"learned {which}"
-    return *handmade_embeddings(clip, vocabulary), "hand-made"
+    return *handmade_embeddings(clip, vocabulary, section.templates), "hand-made"
 
 
 def contact_sheet(panels: dict[str, UInt8[np.ndarray, "height width 3"]]) -> bytes:

@@ -26,9 +26,7 @@ class WindowsSection(Section):
     @model_validator(mode="after")
     def _leave_no_gap(self) -> WindowsSection:
         if self.stride_patches > self.side_patches:
-            raise ValueError(
-                "`stride_patches` is larger than `side_patches`: patches between windows would be left out"
-            )
+            raise ValueError("`stride_patches` is larger than `side_patches`: patches would be in no window")
         return self
 
 

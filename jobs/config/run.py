@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fmwsss.core.vocabularies import custom_vocabulary, vocabulary_named
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.base import Count, Percentage, Section
+from fmwsss.jobs.config.class_maps import given_sources
 from fmwsss.jobs.config.datasets import FolderData, ImageLimits, ToyData, VocData
 from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularySection
 from fmwsss.jobs.config.prompts import LearnStages
@@ -95,6 +96,12 @@ class RunConfig(Section):
         own = self.segmenter
         if own and own.network == "deeplabv3plus" and not own.factory and self.predict.merge_queries != "sum":
             raise ValueError("`predict.merge_queries` is of a Mask2Former: `network: deeplabv3plus` has no queries")
+        return self
+
+    @model_validator(mode="after")
+    def _maps_of_new_images_can_be_made(self) -> RunConfig:
+        if self.predict.cam_weight and given_sources(self.seeds.fine.source):
+            raise ValueError("`predict.cam_weight` needs maps of what is predicted; `seeds.fine.source` has given ones")
         return self
 
     def resolve_vocabulary(self) -> Vocabulary:

@@ -19,12 +19,15 @@ from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.telemetry.progress import StageProgress
 from fmwsss.core.images import decode_label_png
+from fmwsss.core.labels import IGNORE
 from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
-from fmwsss.core.schemas import maps_from_bytes
+from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
+from fmwsss.core.seeds.ceilings import cut_best, named_by_truth
 from fmwsss.core.seeds.sams import label_map_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.run_layout import METRICS_FILE
+from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 from fmwsss.jobs.stages import upstream
 
 STAGE = "reports"
@@ -40,7 +43,8 @@ class Row:
     Attributes:
         name: as in `metrics.json`.
         stage: whose table has them.
-        column: `cam`, `refined_cam` (cut at the background power of the run file), `seed` or `labels`.
+        column: `cam`, `refined_cam` (cut at the background power of the run file), `seed` or `labels`; or a ceiling,
+            which is made of the ground truth: `named` (superpixels), `cut` (the maps that classify the superpixels).
         needs: the stages whose time these labels cost.
     """
 
@@ -54,6 +58,11 @@ class Row:
         """Whether class maps are judged, which have a background power."""
         return self.column in ("cam", "refined_cam")
 
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether the ground truth made these labels: what is lost before anything is decided."""
+        return self.column in ("named", "cut")
+
 
 CLASSIFIED = ("prompts/classification", "seeds/coarse")
 COARSE = ("superpixels", *CLASSIFIED)
@@ -65,6 +74,9 @@ ROWS = (
     Row("cam of fine", "seeds/fine", "cam", FINE),
     Row("cam+caa of fine", "seeds/fine", "refined_cam", FINE),
     Row("fine", "seeds/fine", "seed", FINE),
+    Row("superpixels named by ground truth", "superpixels", "named", ("superpixels",)),
+    Row("maps of coarse cut best", "seeds/coarse", "cut", CLASSIFIED),
+    Row("maps of fine cut best", "seeds/fine", "cut", FINE),
 )
 
 RESULT = pa.schema(
@@ -74,6 +86,7 @@ RESULT = pa.schema(
         ("num_judged", pa.list_(pa.int64())),
         ("counts", pa.binary()),  # confusion matrices: rows x (1 + powers) x classes x (classes + 1)
         ("boundaries", pa.binary()),  # rows x classes x 3
+        ("class_images", pa.list_(pa.int64())),  # images that show each class in their ground truth
         ("statistics", pa.list_(pa.float64())),  # sums over images: rows x SEED_STATISTICS
         ("failures", pa.list_(pa.string())),  # images that could not be judged, and why
     ]
@@ -94,7 +107,9 @@ def run(config: RunConfig, run: Run) -> dict[str, Any]:
         Row(f"seeds of round {number}", f"segmenter/round-{number - 1}/refined", "labels", (*FINE, *_round(number - 1)))
         for number in range(2, rounds + 1)
     ]
-    rows = [*ROWS, *(row for row in again if run.receipt(row.stage))]
+    sections = {"seeds/coarse": config.seeds.coarse, "seeds/fine": config.seeds.fine}
+    made = [row for row in ROWS if row.column != "refined_cam" or sections[row.stage].has_affinity]
+    rows = [*made, *(row for row in again if run.receipt(row.stage))]
     metrics = _judge_rows(config, run, rows, ["images", *FINE])
     validation = run.folder.child("predictions/validation/reports")
     if config.segmenter and config.segmenter.validation and validation.exists(METRICS_FILE):
@@ -125,22 +140,26 @@ def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list
     receipts = upstream(run, STAGE, demanded)
     images = receipts[0]
     vocabulary = config.resolve_vocabulary()
-    alphas = {"seeds/coarse": config.seeds.coarse.alpha, "seeds/fine": config.seeds.fine.alpha}
+    sections = {"seeds/coarse": config.seeds.coarse, "seeds/fine": config.seeds.fine}
+    alphas = {stage: section.alpha for stage, section in sections.items()}
+    chosen = {stage: MAPS_COLUMN[section.maps] for stage, section in sections.items()}
     num_classes = 1 + len(vocabulary.classes)
     shape = (len(rows), 1 + len(POWERS), num_classes, num_classes + 1)
     counts, statistics = np.zeros(shape, np.int64), np.zeros((len(rows), len(SEED_STATISTICS)))
     boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
     num_images, num_judged, unjudged = np.zeros(len(rows), int), np.zeros(len(rows), int), []
-    arguments = {"run": run, "vocabulary": vocabulary, "alphas": alphas, "rows": tuple(rows)}
+    class_images = np.zeros(num_classes, int)
+    arguments = {"run": run, "vocabulary": vocabulary, "alphas": alphas, "chosen": chosen, "rows": tuple(rows)}
     with StageProgress("evaluate", len(images.parts), "parts") as progress:
 
         def on_done(result: dict[str, Any]) -> None:
-            nonlocal counts, boundaries, statistics, num_images, num_judged
+            nonlocal counts, boundaries, statistics, num_images, num_judged, class_images
             counts += np.frombuffer(zlib.decompress(result["counts"]), np.int64).reshape(shape)
             boundaries += np.frombuffer(zlib.decompress(result["boundaries"]), np.int64).reshape(boundaries.shape)
             statistics += np.reshape(result["statistics"], statistics.shape)
             num_images += result["num_images"]
             num_judged += result["num_judged"]
+            class_images += result["class_images"]
             unjudged.extend(result["failures"])
             progress.advance(1, len(result["failures"]))
 
@@ -149,10 +168,14 @@ def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list
     split = split_name(config)
     entries = []
     for i, row in enumerate(rows):
+        if row.is_ceiling and not num_judged[i]:
+            continue
         entry = {"name": row.name, "split": split, **_quality(counts[i, 0], boundaries[i], vocabulary)}
         entry |= {"images": int(num_images[i]), "images_judged": int(num_judged[i])}
         entry["failures"] = num_listed - int(num_images[i])
         entry |= _about(row, counts[i], statistics[i], int(num_images[i]), alphas)
+        if row.is_map or row.column == "cut":
+            entry["source"] = sections[row.stage].source.kind
         entry["seconds_per_image"] = _seconds(run, row)
         entries.append(entry)
     own = [
@@ -162,6 +185,11 @@ def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list
         "split": split,
         "truth": bool(num_judged.any()),
         "images": num_listed,
+        "images_of_class": {
+            name: int(count)
+            for name, count in zip(("background", *vocabulary.classes), class_images, strict=True)
+            if count
+        },
         "rows": entries,
         "failures": {receipt.stage: receipt.num_failures for receipt in own if receipt.num_failures},
         "not_judged": sorted(unjudged),
@@ -177,20 +205,28 @@ def split_name(config: RunConfig) -> str:
 
 
 def judge_shard(
-    block: pa.Table, run: Run, vocabulary: Vocabulary, alphas: dict[str, float], rows: tuple[Row, ...]
+    block: pa.Table,
+    run: Run,
+    vocabulary: Vocabulary,
+    alphas: dict[str, float],
+    chosen: dict[str, str],
+    rows: tuple[Row, ...],
 ) -> pa.Table:
-    """One part's confusion matrices and sums, as one row of RESULT."""
+    """One part's confusion matrices and sums, as one row of RESULT; `chosen` are the maps that made each seed."""
     part = block["part"][0].as_py()
     num_classes = 1 + len(vocabulary.classes)
     counts = np.zeros((len(rows), 1 + len(POWERS), num_classes, num_classes + 1), np.int64)
     boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
     statistics = np.zeros((len(rows), len(SEED_STATISTICS)))
+    class_images = np.zeros(num_classes, np.int64)
     num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
     truths = run.read_part("images", part, columns=["image_id", "truth"]).to_pylist()
     tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
     for image in truths:
         try:
             truth = decode_label_png(image["truth"]) if image["truth"] is not None else None
+            if truth is not None:
+                class_images += np.bincount(np.unique(truth[truth != IGNORE]), minlength=num_classes)[:num_classes]
             for i, row in enumerate(rows):
                 labels = tables[row.stage].get(image["image_id"])
                 if labels is None:
@@ -198,7 +234,10 @@ def judge_shard(
                 num_images[i] += 1
                 statistics[i] += _statistics(labels)
                 if truth is not None:
-                    made = _label_maps(row, labels, vocabulary, alphas.get(row.stage))
+                    if row.is_ceiling:
+                        made = [_ceiling(row, labels, vocabulary, truth, chosen)]
+                    else:
+                        made = _label_maps(row, labels, vocabulary, alphas.get(row.stage))
                     counts[i, : len(made)] += [confusion_matrix(own, truth, num_classes) for own in made]
                     boundaries[i] += boundary_counts(made[0], truth, num_classes)
                     num_judged[i] += 1
@@ -210,6 +249,7 @@ def judge_shard(
         "num_judged": num_judged,
         "counts": zlib.compress(counts.tobytes(), level=1),
         "boundaries": zlib.compress(boundaries.tobytes(), level=1),
+        "class_images": class_images,
         "statistics": statistics.ravel(),
         "failures": failures,
     }
@@ -217,7 +257,9 @@ def judge_shard(
 
 
 def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
-    """Rows of SEEDS, PREDICTIONS or REFINED, without what is not judged."""
+    """Rows of SEEDS, PREDICTIONS or REFINED, without what is not judged; or of SUPERPIXELS."""
+    if stage == "superpixels":
+        return {row["image_id"]: row for row in run.folder.child(stage).read_table(part).to_pylist()}
     columns = ["image_id", "height_px", "width_px", "classes", "mean_confidence"]
     if stage.startswith("seeds/"):
         columns += ["seed", "grid_height", "grid_width", "cam", "refined_cam", "coverage", "missing"]
@@ -229,7 +271,7 @@ def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
 
 def _statistics(labels: dict[str, Any]) -> tuple[float, float, float]:
     """Of SEED_STATISTICS; those that a table does not have count as 0 and are not told."""
-    return labels["mean_confidence"], labels.get("coverage") or 0.0, float(bool(labels.get("missing")))
+    return labels.get("mean_confidence", 0.0), labels.get("coverage") or 0.0, float(bool(labels.get("missing")))
 
 
 def _label_maps(
@@ -240,9 +282,26 @@ def _label_maps(
         return [decode_label_png(labels[row.column])]
     assert alpha is not None
     indices = vocabulary.indices(labels["classes"])
-    maps = maps_from_bytes(labels[row.column], len(indices), labels["grid_height"], labels["grid_width"])
+    maps = _maps_of(labels, row.column)
     size = (labels["height_px"], labels["width_px"])
     return [label_map_from_cam(maps, indices, *size, power) for power in (alpha, *POWERS)]
+
+
+def _ceiling(
+    row: Row,
+    labels: dict[str, Any],
+    vocabulary: Vocabulary,
+    truth: UInt8[np.ndarray, "height width"],
+    chosen: dict[str, str],
+) -> UInt8[np.ndarray, "height width"]:
+    """The labels of a row that the ground truth has a part in."""
+    if row.column == "named":
+        return named_by_truth(superpixels_from_row(labels), truth)
+    return cut_best(_maps_of(labels, chosen[row.stage]), vocabulary.indices(labels["classes"]), truth)
+
+
+def _maps_of(labels: dict[str, Any], column: str) -> np.ndarray:
+    return maps_from_bytes(labels[column], len(labels["classes"]), labels["grid_height"], labels["grid_width"])
 
 
 def _quality(counts: np.ndarray, boundaries: np.ndarray, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -263,6 +322,8 @@ def _about(
     row: Row, counts: np.ndarray, statistics: np.ndarray, num_images: int, alphas: dict[str, float]
 ) -> dict[str, Any]:
     """What only maps, only seeds or only predictions have to tell."""
+    if row.is_ceiling:
+        return {"is_ceiling": True}
     if row.is_map:
         entry: dict[str, Any] = {"background_power": alphas[row.stage]}
         if counts.any():

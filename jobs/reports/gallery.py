@@ -19,7 +19,7 @@ from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.reports.evaluate import STAGE
-from fmwsss.jobs.reports.table import table_cells
+from fmwsss.jobs.reports.table import class_cells, table_cells
 from fmwsss.jobs.run_layout import METRICS_FILE, round_stage
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 from fmwsss.jobs.stages import StageError, upstream
@@ -79,6 +79,7 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
         title=run.folder.url.rstrip("/").rpartition("/")[2],
         metrics=metrics,
         table=[table_cells(row) for row in metrics["rows"]],
+        by_class=class_cells(metrics),
         curves=[_curve(run, stage) for stage in _learned(config, run)],
         failures=run.failures().to_pylist(),
         classes=sorted({chip["name"] for card in cards for chip in card["classes"]}),

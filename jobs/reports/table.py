@@ -15,7 +15,7 @@ def table_cells(row: dict[str, Any]) -> dict[str, Any]:
     ranked = sorted(row["per_class"].items(), key=lambda item: item[1])
     best = row.get("best_on_truth")
     return {
-        "name": row["name"],
+        "name": row["name"] + (f" ({row['source']})" if row.get("source", "gradcam") != "gradcam" else ""),
         "split": row["split"],
         "miou": _percent(row["miou"]),
         "share": round(100 * (row["miou"] or 0)),
@@ -30,6 +30,24 @@ def table_cells(row: dict[str, Any]) -> dict[str, Any]:
         "failures": row["failures"],
         "seconds": f"{row['seconds_per_image']:.2f}",
     }
+
+
+def class_cells(metrics: dict[str, Any]) -> dict[str, Any]:
+    """IoU of each class in every row, classes in the order of what the masks allow and the last seeds miss.
+
+    Returns:
+        `names` of the rows; `classes`, each with `name`, `images` that show it, and `cells` in the order of `names`.
+    """
+    rows = [row for row in metrics["rows"] if row["per_class"]]
+    by_name = {row["name"]: row["per_class"] for row in rows}
+    masks, seeds = (by_name.get(name, {}) for name in ("superpixels named by ground truth", "fine"))
+    counts = metrics.get("images_of_class", {})
+    ordered = sorted(counts, key=lambda name: seeds.get(name, 0) - masks.get(name, 0))
+    classes = [
+        {"name": name, "images": counts[name], "cells": [_percent(row["per_class"].get(name)) for row in rows]}
+        for name in ordered
+    ]
+    return {"names": [row["name"] for row in rows], "classes": classes}
 
 
 def print_table(metrics: dict[str, Any]) -> None:

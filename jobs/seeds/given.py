@@ -74,7 +74,7 @@ def rows_of(source: GivenSource, image_ids: Sequence[str], part: str) -> dict[st
     if source.format != "parquet":
         return {}
     folder, missing, found = Folder(source.path), set(image_ids), {}
-    names = [name for name in folder.list("") if name.endswith(".parquet")]
+    names = [name for name in folder.list("") if name.endswith(".parquet") and "/" not in name]
     for name in sorted(names, key=lambda name: name != part):
         if not missing:
             break

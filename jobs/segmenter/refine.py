@@ -57,7 +57,8 @@ def refine_images(
         if section.uncovered != "segmenter":
             settings["uncovered"] = section.uncovered
     if section.cam_weight:
-        receipts += upstream(learned, stage, [run_layout.PROMPTS_OF["fine"]])
+        if config.seeds.fine.needs_prompts:
+            receipts += upstream(learned, stage, [run_layout.PROMPTS_OF["fine"]])
         maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
         settings |= {"cam_weight": section.cam_weight, **maps_settings}
     started = begin_stage(run, stage, settings, receipts)
