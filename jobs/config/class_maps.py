@@ -12,16 +12,19 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class GradCamSource(Section):
-    """Softmax-GradCAM (method M2), the papers' way."""
+    """Softmax-GradCAM, the papers' way (M2)."""
 
     kind: Literal["gradcam"] = "gradcam"
+    """Softmax-GradCAM."""
 
 
 class WindowsSection(Section):
     """Squares of an image that go through CLIP one by one, for small objects; best at a scale above 1."""
 
     side_patches: Count = 14
+    """Side of a window; 14 is what a ViT-B/16 was trained with."""
     stride_patches: Count = 7
+    """From one window to the next; where they overlap, similarities are averaged."""
 
     @model_validator(mode="after")
     def _leave_no_gap(self) -> WindowsSection:
@@ -31,27 +34,36 @@ class WindowsSection(Section):
 
 
 class PatchSource(Section):
-    """Similarity of patches with texts, the last block's attention repaired: F1 of method M11. Depths are shares.
-
-    `softmax_scale` null: the cosines themselves. Else a softmax over the image's classes, its background words and,
-    `with_absent`, all other classes.
-    """
+    """Similarity of patches with texts, the last block's attention repaired: F1 of M11. Depths are shares of it."""
 
     kind: Literal["patch"]
+    """Similarity of patches with texts."""
     attention: Literal[
         "query-key", "key-key", "query-query", "value-value", "identity", "query-query+key-key", "mean-of-three"
     ] = "key-key"
+    """What attends to what in the last block; `query-query+key-key` is SCLIP's sum, `mean-of-three` ExCEL's (M11)."""
     residual: bool = True
+    """Keep the residual path around that attention; ClearCLIP and NACLIP leave it out (M11)."""
     mlp: bool = True
+    """Keep the last block's MLP; ClearCLIP and NACLIP leave it out (M11)."""
     class_token: bool = True
-    neighbourhood_patches: Positive | None = None  # NACLIP: 5
+    """Let patches attend to the class token too (M11)."""
+    neighbourhood_patches: Positive | None = None
+    """Deviation of a Gaussian that draws attention to near patches; NACLIP 5, null for none (M11)."""
     mend_outliers: bool = False
-    similarity_depth: Share | None = None  # SC-CLIP: .75
-    smoothing_depth: Share | None = None  # SC-CLIP: .33
-    summed_depths: tuple[Share, Share] | None = None  # SC-CLIP: [.33, .83]
-    softmax_scale: Positive | None = None  # CorrCLIP 40, SC-CLIP 50
+    """Replace outliers before the last block by their surroundings, as SC-CLIP (M11)."""
+    similarity_depth: Share | None = None
+    """Where the similarity of patches is taken that becomes half of the attention; SC-CLIP .75, null for none (M11)."""
+    smoothing_depth: Share | None = None
+    """Where the similarity is taken that the result is averaged by; SC-CLIP .33, null for none (M11)."""
+    summed_depths: tuple[Share, Share] | None = None
+    """First and last block whose summed outputs are added; SC-CLIP [.33, .83], null for none (M11)."""
+    softmax_scale: Positive | None = None
+    """Softmax over the image's classes and background words at this scale; null for plain similarity (M11)."""
     with_absent: bool = False
+    """Let the classes that an image does not show be rivals in the softmax too (M11)."""
     windows: WindowsSection | None = None
+    """Cut the image into windows; null for the whole image."""
 
     @model_validator(mode="after")
     def _fits(self) -> PatchSource:
@@ -63,18 +75,18 @@ class PatchSource(Section):
 
 
 class GivenSource(Section):
-    """Maps that were made elsewhere, found by image id (docs/formats.md).
-
-    A folder of `ID.npy` or `ID.npz`, or of Parquet files such as those of another run's seeds.
-    """
+    """Maps that were made elsewhere, found by image id (docs/formats.md)."""
 
     kind: Literal["given"]
+    """Maps from files."""
     path: str
+    """Folder or URL of `ID.npy` or `ID.npz` files, or of Parquet files such as those of another run's seeds."""
     format: Literal["npy", "npz", "parquet"]
-    first_key: Annotated[int, Field(ge=0)] = (
-        0  # number of the first class: 0 in CLIP-ES and IRN, 1 where 0 is background
-    )
-    column: Literal["cam", "refined_cam"] = "refined_cam"  # of Parquet
+    """Kind of the files; .npy are dictionaries as CLIP-ES and IRN save them."""
+    first_key: Annotated[int, Field(ge=0)] = 0
+    """Number of the first class in `keys`; 0 in CLIP-ES and IRN, 1 where 0 is background."""
+    column: Literal["cam", "refined_cam"] = "refined_cam"
+    """Which maps of a Parquet file."""
 
 
 def _by_name(value: Any) -> Any:
@@ -90,14 +102,18 @@ class PartSection(Section):
     """One source in a mixture."""
 
     source: SingleSource
+    """A kind by its name, or a section; no mixture."""
     weight: Positive = 1.0
+    """Of its maps in the mean."""
 
 
 class MixtureSource(Section):
     """Weighted means of the maps of several sources."""
 
     kind: Literal["mixture"]
+    """Means of several sources."""
     parts: Annotated[tuple[PartSection, ...], Field(min_length=2)]
+    """The sources and their weights."""
 
 
 SourceSection = Annotated[
