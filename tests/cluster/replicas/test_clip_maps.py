@@ -67,11 +67,11 @@ def test_images_that_are_too_many_for_the_memory_come_in_halves(replica: ClipRep
     whole, *alone = (replica(block) for block in blocks)
     sizes, map_classes = [], localise.map_classes
 
-    def with_little_memory(clip: Any, images: list, *others: Any):
+    def with_little_memory(clip: Any, images: list, *others: Any, **more: Any):
         sizes.append(len(images))
         if len(images) > 2:
             raise torch.OutOfMemoryError
-        return map_classes(clip, images, *others)
+        return map_classes(clip, images, *others, **more)
 
     monkeypatch.setattr(localise, "map_classes", with_little_memory)
     replica.fitting.clear()
