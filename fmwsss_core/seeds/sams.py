@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int16, Int32, UInt8
 
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.resize import upsample
+from fmwsss.core.seeds.foreground import rescore
 from fmwsss.core.superpixels.masks import Superpixels, pooled_means, topmost
 
 # Below this spread (of a map scaled to 0..1) differences are rounding, and min-max would blow them up to 0..1.
@@ -50,6 +51,7 @@ def seed_image(
     ignore_below: float = 0.0,
     keep_labelled: bool = False,
     uncovered: Literal["background", "map"] = "background",
+    foreground: Float[np.ndarray, " superpixels"] | None = None,
 ) -> Seed:
     """Gives every superpixel a class and paints them.
 
@@ -82,6 +84,8 @@ def seed_image(
             half as high as anywhere, one pixel left to each other class. Only a class whose map is 0, or nowhere
             else than on those pixels, still has none.
         uncovered: what decides pixels in no superpixel: nothing, they are background (paper), or the map (ours).
+        foreground: above 0 where a superpixel is foreground by a model of the dataset (`ForegroundModel.decide`, M5.5);
+            takes the place of eq. 9 (ours). None: the maps of this image decide alone.
 
     Raises:
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
@@ -92,6 +96,8 @@ def seed_image(
     span = high - low
     classes = np.array([0, *class_indices], dtype=np.uint8)
     scores = _scores(_class_scores(superpixels, maps, low, high).T, alpha).T
+    if foreground is not None:
+        scores = rescore(scores, foreground)
     winner = scores.argmax(axis=1)
     # Column-major, as masks and maps lie in memory.
     painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1).astype(np.intp)
