@@ -110,6 +110,8 @@ class Run:
                 "use another run folder, or start again from this stage with `--from`",
             )
         if RECEIPT in there:
+            # Of a driver that died in `finish`.
+            stage_folder.delete([name for name in (JOURNAL, AGAIN) if name in there])
             return set(self._demand_receipt(stage).parts)
         return self._parts_there(stage, known, there)
 
