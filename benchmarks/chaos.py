@@ -8,8 +8,10 @@ again, as a person or `backoffLimit` would.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import signal
 import subprocess
 import tempfile
 import time
@@ -21,12 +23,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.table import show, write_json
+from fmwsss.cluster.storage.driver_lock import read_claims
 from fmwsss.cluster.storage.folder import Folder
-from tests.support.fault_injection import ThreeNodes, end, outputs, rows, start_cheap, start_run
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.jobs.commands.verify import run_command
+from tests.support.fault_injection import ThreeNodes, end, outputs, rows, start_cheap, start_elsewhere, start_run
 from tests.support.s3_proxy import Proxy, proxy_to
 from tests.support.s3_server import serve_s3
 
-FAULTS = ("replica", "node", "driver", "store_503", "store_reset")
+FAULTS = ("replica", "node", "driver", "store_503", "store_reset", "pause", "flip")
+LEASE_S = "12"  # of the drivers: one that is paused for longer is replaced
 STEPS = ("ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation", "seed-fine")
 PAUSE_S = (5.0, 30.0)  # between two faults; a run that is hit without a pause would never end
 OUT_OF_ORDER_S = (1.0, 5.0)
@@ -44,11 +50,12 @@ def main() -> None:
     chance = random.Random(arguments.seed)
     start = start_cheap if arguments.cheap else partial(start_run, more=ONLY)
     faults: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
-    found: Counter[str] = Counter(runs=0, lost=0, twice=0, different=0, gave_up=0)
+    found: Counter[str] = Counter(runs=0, lost=0, twice=0, different=0, gave_up=0, fenced_writes_accepted=0)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         with serve_s3(folder) as url, proxy_to(os.environ["AWS_ENDPOINT_URL"]) as proxy:
             patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            patch.setenv("FMWSSS_LEASE_S", LEASE_S)
             nodes = ThreeNodes()
             try:
                 undisturbed = str(folder / "undisturbed")
@@ -60,7 +67,7 @@ def main() -> None:
                 while time.monotonic() < deadline:
                     number = found["runs"]
                     run = f"{url}/run-{number}" if number % 2 == 0 else str(folder / f"run-{number}")
-                    found["gave_up"] += disturb(start, run, nodes, proxy, chance, folder / "log", faults, deadline)
+                    disturb(start, run, nodes, proxy, chance, folder / "log", faults, deadline, found)
                     compare(run, expected_rows, expected_bytes, found)
                     found["runs"] += 1
                     Folder(run).delete_all()
@@ -68,7 +75,10 @@ def main() -> None:
                 nodes.shutdown()
     show([{**found, **faults}], f"random faults, seed {arguments.seed}")
     result = {"runs": found["runs"], "faults": dict(faults)}
-    write_json(arguments.json, {**result, **{key: found[key] for key in ("lost", "twice", "different")}})
+    write_json(
+        arguments.json,
+        {**result, **{key: found[key] for key in ("lost", "twice", "different", "fenced_writes_accepted")}},
+    )
 
 
 def disturb(
@@ -80,12 +90,13 @@ def disturb(
     log: Path,
     faults: Counter[str],
     deadline: float,
-) -> int:
-    """One run from its start to its end, however often its driver has to be started; returns how often it gave up.
+    found: Counter[str],
+) -> None:
+    """One run from its start to its end, however often its driver has to be started.
 
     Nothing happens to it after the deadline, a time of the monotonic clock.
     """
-    gave_up = 0
+    mends = False
     for _ in range(MAX_STARTS):
         process = start(run, nodes.address, log)
         while process.poll() is None:
@@ -94,15 +105,67 @@ def disturb(
                 process.wait(None if time.monotonic() + pause_s > deadline else pause_s)
             except subprocess.TimeoutExpired:
                 fault = chance.choice([fault for fault in FAULTS if run.startswith("s3://") or "store" not in fault])
-                faults[fault] += inject(fault, process, nodes, proxy, chance)
-        if process.returncode == 0:
-            return gave_up
-        gave_up += process.returncode > 0
+                if fault == "pause":
+                    process, is_accepted = pause(start, run, nodes, process, log)
+                    found["fenced_writes_accepted"] += is_accepted
+                    faults[fault] += 1
+                    continue
+                mends |= fault == "flip"
+                faults[fault] += inject(fault, process, nodes, proxy, chance, run)
+        # What was flipped after its last reader is found by no reader.
+        is_whole = not mends or run_command(Run(Folder(run)), is_mended=True)
+        if process.returncode == 0 and is_whole:
+            return
+        found["gave_up"] += process.returncode > 0
     raise SystemExit(f"a run was started {MAX_STARTS} times and did not end:\n{log.read_text()[-4000:]}")
 
 
+def pause(
+    start: Callable[[str, str, Path], subprocess.Popen[bytes]],
+    run: str,
+    nodes: ThreeNodes,
+    first: subprocess.Popen[bytes],
+    log: Path,
+) -> tuple[subprocess.Popen[bytes], bool]:
+    """A driver stands still for longer than its lease, another takes over, the first one goes on.
+
+    Returns:
+        the second driver, and whether anything of the first one was accepted after that: it ended as if the run were
+        its own.
+    """
+    os.killpg(first.pid, signal.SIGSTOP)
+    claims = set(read_claims(Folder(run)))
+    second = start_elsewhere(start, run, nodes.address, log)
+    has_taken_over = False
+    while second.poll() is None and not has_taken_over:
+        time.sleep(0.5)
+        has_taken_over = bool(claims) and bool(set(read_claims(Folder(run))) - claims)
+    os.killpg(first.pid, signal.SIGCONT)
+    return second, first.wait() == 0 and has_taken_over
+
+
+def flip(run: str, chance: random.Random) -> bool:
+    """One bit of a file that a journal or a receipt tells of changes at rest; whether there was one."""
+    folder = Folder(run)
+    told = []
+    for name in folder.list():
+        stage, _, file = name.rpartition("/")
+        if file in ("_receipt.json", "_journal.json"):
+            content = json.loads(folder.read(name))
+            files = content["files"] if isinstance(content, dict) else content
+            told += [f"{stage}/{entry['name']}" for entry in files]
+    there = sorted(set(told) & set(folder.list()))
+    if not there:
+        return False
+    name = chance.choice(there)
+    data = bytearray(folder.read(name))
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    folder.write(name, bytes(data))
+    return True
+
+
 def inject(
-    fault: str, process: subprocess.Popen[bytes], nodes: ThreeNodes, proxy: Proxy, chance: random.Random
+    fault: str, process: subprocess.Popen[bytes], nodes: ThreeNodes, proxy: Proxy, chance: random.Random, run: str
 ) -> bool:
     """Lets something happen; whether it did (there may be no replica to kill, or no request to refuse)."""
     if fault == "node":
@@ -111,6 +174,9 @@ def inject(
         return nodes.kill_replica(chance) is not None
     elif fault == "driver":
         end(process)
+    elif fault == "flip":
+        end(process)
+        return flip(run, chance)
     else:
         before = proxy.num_refused
         proxy.mood = "503" if fault == "store_503" else "reset"

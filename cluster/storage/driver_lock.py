@@ -33,8 +33,9 @@ from fmwsss.cluster.storage.driver_signals import owned_signals
 from fmwsss.cluster.storage.folder import FileError, Folder, StorageError
 
 CLAIMS = "_driver"
-BEAT_S = 5.0
-SILENT_S = 60.0  # twelve beats; time in which the store itself gives no answer is not counted
+# Twelve beats; time in which the store itself gives no answer is not counted. The same for every driver of a run.
+SILENT_S = float(os.environ.get("FMWSSS_LEASE_S", "60"))
+BEAT_S = SILENT_S / 12
 NUM_ATTEMPTS = 3
 # How long a process that found its driver's claim in place need not look again.
 LEAVE_S = 1.0
