@@ -59,11 +59,11 @@ SOURCES: dict[str, dict[str, Any]] = {
 
 def rows_of(run: Run, count: int) -> Iterator[dict[str, Any]]:
     """Images with masks, classes and superpixels."""
-    for part in run.folder.child("images").list("part-"):
-        table = run.folder.child("superpixels").read_table(part)
+    for part in run.parts("images"):
+        table = run.read_part("superpixels", part)
         superpixels = {row["image_id"]: row for row in table.to_pylist()}
         columns = ["image_id", "image", "classes", "truth"]
-        for row in run.folder.child("images").read_table(part, columns=columns).to_pylist():
+        for row in run.read_part("images", part, columns=columns).to_pylist():
             if count > 0 and row["truth"] is not None and row["classes"] and row["image_id"] in superpixels:
                 count -= 1
                 yield {**row, "superpixels": superpixels_from_row(superpixels[row["image_id"]])}

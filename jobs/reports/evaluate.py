@@ -259,7 +259,7 @@ def judge_shard(
 def _labels_by_id(run: Run, stage: str, part: str) -> dict[str, dict[str, Any]]:
     """Rows of SEEDS, PREDICTIONS or REFINED, without what is not judged; or of SUPERPIXELS."""
     if stage == "superpixels":
-        return {row["image_id"]: row for row in run.folder.child(stage).read_table(part).to_pylist()}
+        return {row["image_id"]: row for row in run.read_part(stage, part).to_pylist()}
     columns = ["image_id", "height_px", "width_px", "classes", "mean_confidence"]
     if stage.startswith("seeds/"):
         columns += ["seed", "grid_height", "grid_width", "cam", "refined_cam", "coverage", "missing"]

@@ -112,7 +112,7 @@ def given_shard(
     """A block that names one part of `images/` in, MAPS_PAYLOAD rows of given maps alone out; no image is decoded."""
     part = block["part"][0].as_py()
     columns = ["image_id", "height_px", "width_px", "classes"]
-    rows = run.folder.child("images").read_table(part, columns=columns).to_pylist()
+    rows = run.read_part("images", part, columns=columns).to_pylist()
     started = start_rows(part, rows, SIZE_PAYLOAD)
     tables = _tables(started, sources)
 
