@@ -38,7 +38,7 @@ class Example:
     image_id: str
     superpixels: Superpixels
     maps: np.ndarray
-    indices: list[int]
+    indices: tuple[int, ...]
     truth: np.ndarray
     tokens: np.ndarray
     margins: np.ndarray
