@@ -33,11 +33,11 @@ from tests.support.s3_server import serve_s3
 
 FAULTS = ("replica", "node", "driver", "store_503", "store_reset", "pause", "flip")
 LEASE_S = "12"  # of the drivers: one that is paused for longer is replaced
-STEPS = ("ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation", "seed-fine")
+STAGES = ("images", "superpixels", "prompts", "seeds")
 PAUSE_S = (5.0, 30.0)  # between two faults; a run that is hit without a pause would never end
 OUT_OF_ORDER_S = (1.0, 5.0)
 MAX_STARTS = 30
-ONLY = [word for step in STEPS for word in ("--only", step)]
+ONLY = [word for stage in STAGES for word in ("--only", stage)]
 
 
 def main() -> None:

@@ -10,13 +10,50 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Annotated, Literal
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from fmwsss.cluster.storage.redaction import redacted
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
 
+STAGES_PANEL = "Stages"
+
+
+class Commands(TyperGroup):
+    """Commands about runs, which stand below, and one command for each declared stage, by its name.
+
+    Stages are asked for only where no other command has the name: their declarations need Ray.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, for `--help`."""
+        from fmwsss.jobs.steps import DECLARED
+
+        return [*super().list_commands(ctx), *(own.name for own in DECLARED)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; of a stage also by what it was called before."""
+        command = super().get_command(ctx, cmd_name)
+        return command or _stage_command(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words begin with: `seeds coarse` is `seeds/coarse`, `learn coarse` once was a name."""
+        first = super().get_command(ctx, args[0])
+        is_own = first is not None and not (isinstance(first, click.Group) and args[1:2] and args[1] not in [
+            *first.list_commands(ctx), "--help"])  # fmt: skip
+        if not is_own and len(args) > 1 and not args[1].startswith("-"):
+            for name in ("/".join(args[:2]), " ".join(args[:2])):
+                if command := _stage_command(name):
+                    return name, command, args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,18 +65,18 @@ Overrides = Annotated[
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="STEP", help="delete the outputs of this step and of all after it first"),
+    typer.Option("--from", metavar="STAGE", help="delete the outputs of this stage and of all after it first"),
 ]
-
-
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="STEP", help="run this step alone; may be repeated")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STAGE", help="make this stage alone; may be repeated")
+]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="a run folder or its URL")]
 RunOrFile = Annotated[str, typer.Argument(metavar="RUN", help="a run folder (path or URL), or its run file")]
 
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, restart_from: From = None, only: Only = None) -> None:
-    """Run every step that is not complete yet, print the table, write the report."""
+    """Make every stage that is not complete yet, print the table, write the report."""
     _execute(config, overrides, only or None, restart_from)
 
 
@@ -61,53 +98,11 @@ def failures(
         ledger = Run(Folder(run))
         show(ledger, stage)
         if retry:
-            from fmwsss.jobs import steps as pipeline
+            from fmwsss.jobs import steps
 
             where = [f"run={run}", *(overrides or [])]
             settings = load_config(config, where) if config else config_of(ledger, overrides)
-            pipeline.run(settings, retry=stage or True)
-
-
-@app.command()
-def ingest(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Read the images and their labels, check them, write them as shards."""
-    _execute(config, overrides, ["ingest"])
-
-
-@app.command()
-def propose(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Propose superpixels with SAM."""
-    _execute(config, overrides, ["propose"])
-
-
-@app.command()
-def encode(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Keep what CLIP makes of fixed views, for `learn` (only where the run file sets `cache`)."""
-    _execute(config, overrides, ["encode"])
-
-
-@app.command()
-def learn(
-    prompts: Annotated[Literal["classification", "segmentation"], typer.Argument()],
-    config: ConfigPath,
-    overrides: Overrides = None,
-) -> None:
-    """Learn one set of prompts."""
-    _execute(config, overrides, [f"learn-{prompts}"])
-
-
-@app.command()
-def seed(
-    seeds: Annotated[Literal["coarse", "fine"], typer.Argument()], config: ConfigPath, overrides: Overrides = None
-) -> None:
-    """Make one set of seeds."""
-    _execute(config, overrides, [f"seed-{seeds}"])
-
-
-@app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train the segmenter of the run file on the seeds."""
-    _execute(config, overrides, ["train"])
+            steps.run(settings, retry=stage or True)
 
 
 @app.command()
@@ -122,9 +117,9 @@ def predict(
     """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
     with _told_in_lines():
         settings = _config_of(run, overrides)
-        from fmwsss.jobs import steps as pipeline
+        from fmwsss.jobs import steps
 
-        print(f"predictions: {pipeline.predict_new(settings, images, truth, name, voc)}")
+        print(f"predictions: {steps.predict_new(settings, images, truth, name, voc)}")
 
 
 @app.command()
@@ -152,18 +147,6 @@ def export(
         trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
         if min(int(height), int(width)) != trained_px:
             print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
-
-
-@app.command()
-def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Judge maps and seeds, print the table, write reports/metrics.json."""
-    _execute(config, overrides, ["evaluate"])
-
-
-@app.command()
-def preview(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Write reports/index.html."""
-    _execute(config, overrides, ["preview"])
 
 
 @app.command(name="try")
@@ -289,17 +272,30 @@ def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
     return config_of(Run(Folder(run)), overrides)
 
 
-def _execute(path: str, overrides: list[str] | None, steps: list[str] | None, restart_from: str | None = None) -> None:
+def _execute(path: str, overrides: list[str] | None, only: list[str] | None, restart_from: str | None = None) -> None:
     """Loads the run file and runs."""
     with _told_in_lines():
         config = load_config(path, overrides)
         # Only now: a typing mistake should not cost the import of Ray and torch.
-        from fmwsss.jobs import steps as pipeline
+        from fmwsss.jobs import steps
 
-        for option, step in [("--from", restart_from), *(("--only", step) for step in steps or [])]:
-            if step is not None and step not in pipeline.STEPS:
-                raise ValueError(f"{option} {step}: steps are {', '.join(pipeline.STEPS)}")
-        pipeline.run(config, steps, restart_from)
+        steps.run(config, only, restart_from)
+
+
+def _stage_command(name: str) -> click.Command | None:
+    """The command that makes the stages of a name; None if there are none of that name, now or before."""
+    from fmwsss.jobs.steps import DECLARED
+
+    declared = next((own for own in DECLARED if name in (own.name, *own.old_names)), None)
+    if declared is None:
+        return None
+
+    def make(config: ConfigPath, overrides: Overrides = None) -> None:
+        _execute(config, overrides, [name])
+
+    one = typer.Typer(add_completion=False)
+    one.command(name=name, help=declared.about, rich_help_panel=STAGES_PANEL)(make)
+    return typer.main.get_command(one)
 
 
 @contextlib.contextmanager

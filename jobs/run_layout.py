@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import PREDICTIONS, Run
 from fmwsss.jobs.config.segmenter import SegmenterSection
 from fmwsss.jobs.stages import StageError
 
@@ -38,15 +38,12 @@ def predictions_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
-    return f"predictions/{name}"
+    return f"{PREDICTIONS}/{name}"
 
 
 def predictions_run(run: Run, name: str) -> Run:
     """The run in a run that holds one data set and what was predicted of it; raises as `predictions_name`."""
-    return Run(run.folder.child(predictions_name(name)))
+    return run.within(f"{predictions_name(name)}/images")[0]
 
 
 METRICS_FILE = "metrics.json"
-
-
-PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}

@@ -1,4 +1,9 @@
-"""What every stage has in common: what it depends on, what of it is there, its operators, its receipt."""
+"""What a stage of a run is, declared once beside its code, and how any stage is made.
+
+A stage reads folders of the run, writes one folder of its own, and is complete when its receipt is there. Its
+declaration is all that the rest of the program knows of it: the order of a run, the commands, `--from` and `--only`,
+plan, status, failures, receipts and the report ask it (docs/architecture.md shows how a stage is added).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,17 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
 from fmwsss.jobs.config.renewal import renewed_inputs
+from fmwsss.jobs.config.run import RunConfig
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
 
@@ -29,9 +35,118 @@ class StageError(ValueError):
     """A stage that cannot start, or whose images all failed; the message says what to do."""
 
 
+@dataclass(frozen=True)
+class ShardCost:
+    """What `fmwsss plan` cannot measure of a stage whose images it sends through its operators.
+
+    Attributes:
+        replica: the operator that holds a network: what it takes is GPU time where there are GPUs.
+        requests_per_image: to the storage, beside the one of a PNG.
+        requests_per_part: to the storage.
+    """
+
+    replica: type | None = None
+    requests_per_image: int = 0
+    requests_per_part: int = 8
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """How `fmwsss plan` measures a stage of iterations: by one step on a worker, and the stages after it without it.
+
+    Attributes:
+        step: the function of `fmwsss.jobs.commands.plan_timing` that tells the seconds of one step.
+        arguments: of that function, before a worker's share of the batch and its threads; small and picklable.
+        num_steps: how many there are, by number of images; no step costs nothing.
+        batch_size: images of a step, of all workers together.
+        stand_in: the function of `plan_timing` that writes what the stage would have learned, untrained; called with
+            `arguments` and the stage's folder. Without one the stages after it are not measured.
+        renewed: a stage that is made anew on the way, the folder that it goes to, and after how many steps each time.
+    """
+
+    step: str
+    arguments: tuple[Any, ...]
+    num_steps: Callable[[int], int]
+    batch_size: int
+    stand_in: str | None = None
+    renewed: tuple[str, str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a stage makes that the report compares with the ground truth: one row of `metrics.json`.
+
+    Attributes:
+        name: of the row.
+        column: of the stage's table: label maps, or class maps where there is a `background_power`. Or a ceiling, which
+            the ground truth has a part in: `named` (superpixels), `cut` (class maps).
+        background_power: exponent of the background score that class maps are cut with (docs/method.md, M5.2).
+        maps: for `cut`, the column of the class maps.
+        source: of class maps, for the table.
+        without: stages that the stage reads and this column does not need; their time is not counted.
+    """
+
+    name: str
+    column: str
+    background_power: float | None = None
+    maps: str | None = None
+    source: str | None = None
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run, as the run file asks for it. One of `operators`, `make` and `report` says how it runs.
+
+    Attributes:
+        name: its folder in the run, and its name in every command, option and message. A stage of predictions, which
+            are a run in the run, is called `predictions/NAME/STAGE`.
+        unit: what its progress and its receipt count. None: it looks at what the others made and has no receipt.
+        reads: the stages that must be complete before it, by name; a change of them is a change of this one. The parts
+            and images of the first are its own, where it has `operators`.
+        settings: what of the run file its rows depend on, as JSON: another value is refused, by name. Only called when
+            the stage is due, so it may read files.
+        operators: the chain that every shard goes through, for the run folder.
+        make: all that the stage does, from `begin_stage` to its receipt, which it returns.
+        report: for a stage without receipt, called with the run folder and all stages of the run.
+        check: told how many images there are as soon as they are counted, before any other stage is paid for; returns
+            what will be done, in words, or raises what is wrong.
+        cost: for `fmwsss plan`; None where it is not planned.
+        judged: what the report compares with the ground truth.
+    """
+
+    name: str
+    unit: Literal["images", "iterations"] | None
+    reads: tuple[str, ...]
+    settings: Callable[[], dict[str, Any]] = dict
+    operators: Callable[[Run], Sequence[Operator]] | None = None
+    make: Callable[[Stage, Run], Receipt] | None = None
+    report: Callable[[Run, Sequence[Stage]], Any] | None = None
+    check: Callable[[int], str] | None = None
+    cost: ShardCost | StepCost | None = ShardCost()
+    judged: tuple[Judged, ...] = ()
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The stages of one name; each module with stages has a tuple DECLARATIONS of them.
+
+    Attributes:
+        name: the command, and the value of `--from` and `--only`: of one stage, or of the folder of several.
+        about: one line for `fmwsss --help`.
+        stages: the stages that a run file asks for; none where it does not ask.
+        old_names: what it was called before; understood, with a line that tells the new name.
+    """
+
+    name: str
+    about: str
+    stages: Callable[[RunConfig], Sequence[Stage]]
+    old_names: tuple[str, ...] = ()
+
+
 @dataclass
 class StartedStage:
-    """A stage between its begin and its receipt."""
+    """A stage, by its full name, between its begin and its receipt."""
 
     stage: str
     inputs: dict[str, Any]
@@ -55,6 +170,43 @@ def receipt_key(receipt: Receipt) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def receipt_of(run: Run, stage: str) -> Receipt | None:
+    """The receipt of a stage by its full name, or None while it is not complete."""
+    own, local = run.within(stage)
+    return own.receipt(local)
+
+
+def make_stage(
+    stage: Stage, run: Run, max_failures: float, stages: Sequence[Stage] = (), advised: str | None = None
+) -> Any:
+    """Makes a stage, or finds that it is complete.
+
+    Args:
+        stage: the stage.
+        run: the run folder.
+        max_failures: share of the images that may fail.
+        stages: all stages of the run, for a report.
+        advised: the stage to start again from if the inputs changed; None means this one.
+
+    Returns:
+        its receipt; of a report, whatever that returns.
+
+    Raises:
+        StageError: a stage that it reads is not complete, or too many images failed.
+        ChangedInputs: it was begun with other settings or on other rows.
+    """
+    if stage.report is not None:
+        return stage.report(run, stages)
+    if stage.make is not None:
+        return stage.make(stage, run)
+    assert stage.operators is not None, f"{stage.name} does not say how it runs"
+    receipts = upstream(run, stage.name, stage.reads)
+    started = begin_stage(run, stage.name, stage.settings(), receipts, advised)
+    if started.receipt:
+        return started.receipt
+    return run_sharded(run, started, receipts[0].parts, receipts[0].num_rows, stage.operators(run), max_failures)
+
+
 def upstream(run: Run, stage: str, names: Sequence[str]) -> list[Receipt]:
     """The receipts of the stages that this one reads.
 
@@ -63,29 +215,40 @@ def upstream(run: Run, stage: str, names: Sequence[str]) -> list[Receipt]:
     """
     receipts = []
     for name in names:
-        receipt = run.receipt(name)
+        receipt = receipt_of(run, name)
         if receipt is None:
             raise StageError(f"stage {stage} needs {name}, which is not complete in {run.folder.url}; run it first")
-        run.demand_whole(receipt)
+        run.within(name)[0].demand_whole(receipt)
         receipts.append(receipt)
     return receipts
 
 
-def begin_stage(run: Run, stage: str, settings: dict[str, Any], receipts: Sequence[Receipt]) -> StartedStage:
+def begin_stage(
+    run: Run, stage: str, settings: dict[str, Any], receipts: Sequence[Receipt], advised: str | None = None
+) -> StartedStage:
     """Starts a stage, goes on with it, or finds its receipt.
+
+    Args:
+        run: the run folder.
+        stage: its full name.
+        settings: what of the run file its rows depend on.
+        receipts: of the stages that it reads.
+        advised: the stage to start again from if its inputs changed; None means this one.
 
     Raises:
         ChangedInputs: it was begun with other settings or on other rows.
     """
     inputs = {**settings, "reads": {receipt.stage: receipt_key(receipt) for receipt in receipts}}
-    done = run.begin(stage, inputs, renewed_inputs)
-    return StartedStage(stage, inputs, done, run.receipt(stage))
+    own, local = run.within(stage)
+    done = own.begin(local, inputs, renewed_inputs, advised or stage)
+    return StartedStage(stage, inputs, done, own.receipt(local))
 
 
 def finish_stage(run: Run, started: StartedStage, parts: Sequence[str], num_rows: int, num_failures: int) -> Receipt:
     """Writes the receipt: the stage is complete."""
+    own, local = run.within(started.stage)
     receipt = Receipt(
-        stage=started.stage,
+        stage=local,
         inputs=started.inputs,
         parts=sorted(parts),
         num_rows=num_rows,
@@ -94,9 +257,9 @@ def finish_stage(run: Run, started: StartedStage, parts: Sequence[str], num_rows
         started=started.started.isoformat(timespec="seconds"),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
-        files=run.files_of(started.stage, parts),
+        files=own.files_of(local, parts),
     )
-    run.finish(receipt)
+    own.finish(receipt)
     return receipt
 
 
@@ -122,10 +285,11 @@ def run_sharded(
         StageError: every image failed, or too many did; the message counts the kinds of errors.
     """
     stage = started.stage
+    own, local = run.within(stage)
     pending = [part for part in parts if part not in started.done_parts]
     finished = [part for part in parts if part in started.done_parts]
-    num_rows = run.count_rows(stage, finished)
-    num_failures = run.failures(stage).num_rows if finished else 0
+    num_rows = own.count_rows(local, finished)
+    num_failures = own.failures(local).num_rows if finished else 0
     allowed = math.floor(max_failures * num_images + 1e-9)
     timings: list[dict[str, Any]] = []
     noted_s = time.monotonic()
@@ -144,9 +308,9 @@ def run_sharded(
         def on_done(row: dict[str, Any]) -> None:
             nonlocal num_rows, num_failures, noted_s
             file = StageFile(row["file"], row["num_rows"], row["num_bytes"], row["sha256"])
-            run.accept(stage, row["part"], file)
+            own.accept(local, row["part"], file)
             if time.monotonic() - noted_s > JOURNAL_EVERY_S:
-                run.write_journal(stage)
+                own.write_journal(local)
                 noted_s = time.monotonic()
             num_rows += row["num_rows"]
             num_failures += row["num_failures"]
@@ -158,13 +322,14 @@ def run_sharded(
     if num_failures and not num_rows:
         raise StageError(f"stage {stage}: all {num_failures} images failed: {failure_summary(run, stage)}")
     receipt = finish_stage(run, started, parts, num_rows, num_failures)
-    run.add_timeline(timings)
+    own.add_timeline(timings)
     return receipt
 
 
 def failure_summary(run: Run, stage: str) -> str:
     """Failures of a stage by kind, most frequent first, each with one example."""
-    failures = run.failures(stage).to_pylist()
+    own, local = run.within(stage)
+    failures = own.failures(local).to_pylist()
     kinds = Counter(failure["error_type"] for failure in failures)
     example = {failure["error_type"]: failure for failure in reversed(failures)}
     return "; ".join(

@@ -1,8 +1,10 @@
-"""The steps of a run in their order, and running them."""
+"""The stages of a run in their order, and making them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from fmwsss.cluster.execution.session import session
@@ -14,55 +16,100 @@ from fmwsss.cluster.storage.retry import forget
 from fmwsss.cluster.telemetry.progress import running
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
-from fmwsss.jobs.config.pinned import adopt_weights, pin_models
+from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.exporters import voc
 from fmwsss.jobs.images import ingest
-from fmwsss.jobs.prompts import encode, joint, learn
-from fmwsss.jobs.reports import evaluate
-from fmwsss.jobs.reports import gallery as preview
+from fmwsss.jobs.prompts import encode, learn
+from fmwsss.jobs.reports import reports
 from fmwsss.jobs.reports.table import print_table
 from fmwsss.jobs.seeds import seed
 from fmwsss.jobs.segmenter import predict, train
-from fmwsss.jobs.stages import StageError, versions
+from fmwsss.jobs.segmenter.trained import trained_folder
+from fmwsss.jobs.stages import Declaration, Stage, StageError, make_stage, upstream, versions
 from fmwsss.jobs.superpixels import propose
 
-# Step -> (folder in the run, what it does). The order is the order of the run.
-STEPS: dict[str, tuple[str, Callable[[RunConfig, Run], Any]]] = {
-    "ingest": ("images", ingest.run),
-    "propose": ("superpixels", propose.run),
-    "encode": ("features", encode.run),
-    "learn-classification": ("prompts/classification", lambda config, run: learn.run(config, run, "classification")),
-    "seed-coarse": ("seeds/coarse", lambda config, run: seed.run(config, run, "coarse")),
-    "learn-segmentation": ("prompts/segmentation", joint.learn_segmentation),
-    "seed-fine": ("seeds/fine", lambda config, run: seed.run(config, run, "fine")),
-    # These two do nothing unless the run file has a section `segmenter`.
-    "train": ("segmenter", train.run),
-    "predict": (run_layout.predictions_name(run_layout.VALIDATION), predict.run),
-    "evaluate": ("reports", evaluate.run),
-    "preview": ("reports", preview.run),
-}
+# A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
+MODULES = (ingest, propose, encode, learn, seed, train, predict, reports)
+DECLARED: tuple[Declaration, ...] = tuple(own for module in MODULES for own in module.DECLARATIONS)
 
-PREDICTED_STAGES = (propose.STAGE, run_layout.REFINED)  # those of them that depend on a model
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages that a run file asks for, each after those that it reads, and reports last."""
+    asked = {stage.name: stage for own in DECLARED for stage in own.stages(config)}
+    ordered: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for name in stage.reads:
+            if name in asked:
+                visit(asked[name])
+        ordered.setdefault(stage.name, stage)
+
+    for stage in sorted(asked.values(), key=lambda stage: stage.unit is None and not stage.name.count("/")):
+        visit(stage)
+    return list(ordered.values())
+
+
+def current_name(word: str) -> str:
+    """The name of a stage, for what it was called once; then a line on stderr tells the new name."""
+    for own in DECLARED:
+        if word in own.old_names:
+            print(f"fmwsss: {word} is called {own.name} now", file=sys.stderr)
+            return own.name
+    return word
+
+
+def choose(stages: Sequence[Stage], name: str) -> list[Stage]:
+    """Those stages that a name means: the one of that name, and those in the folder of that name.
+
+    Args:
+        stages: of a run.
+        name: of a stage or a folder, as it is called now.
+
+    Returns:
+        the stages; none where there are such, but the run file asks for none.
+
+    Raises:
+        StageError: there is no such stage; the line tells which there are.
+    """
+    found = [stage for stage in stages if f"{stage.name}/".startswith(f"{name}/")]
+    if found or any(f"{own.name}/".startswith(f"{name}/") for own in DECLARED):
+        return found
+    names = [stage.name for stage in stages]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f", did you mean {near[0]}?" if near else ";"
+    raise StageError(f"there is no stage {name}{hint} the stages of this run file are {', '.join(names)}")
 
 
 def run(
-    config: RunConfig, steps: list[str] | None = None, restart_from: str | None = None, retry: bool | str = False
+    config: RunConfig,
+    only: Sequence[str] | None = None,
+    restart_from: str | None = None,
+    retry: bool | str = False,
 ) -> None:
-    """Runs some steps, or all of them; what is complete is not done again.
+    """Makes some stages, or all of them; what is complete is not made again.
 
     Args:
         config: the run file.
-        steps: names among STEPS; None means all.
-        restart_from: first a step whose outputs, and those of all steps after it, are deleted.
+        only: names of stages, or of folders of them; None means all.
+        restart_from: first a stage whose outputs, and those of all stages after it, are deleted.
         retry: first forget the failures of all stages, or of the one named, so that those images are tried again.
 
     Raises:
         ValueError, RuntimeError: anything that a user can put right, in one line.
     """
+    asked = stages_of(config)
+    due = asked if only is None else _due(asked, only)
+    first = None
+    if restart_from is not None:
+        first = next(iter(choose(asked, current_name(restart_from))), None)
+        if first is None:
+            raise StageError(f"this run file asks for no stage {restart_from}: there is nothing to start again from")
+    due_names = {stage.name for stage in due}
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
     pinned, models = pin_models(config)
+    stages = stages_of(pinned)
     with hold(ledger.folder, running) as claim:
         ledger = Run(ledger.folder.guarded(claim))
         ledger.folder.sweep()
@@ -70,39 +117,64 @@ def run(
             ingest.demand_readable(config, ledger, retry)
             again = forget(ledger, retry if isinstance(retry, str) else None)
             print(f"tried again: {', '.join(f'{count} of {name}' for name, count in again.items()) or 'nothing'}")
-        if restart_from is not None:
-            names = list(STEPS)
-            for name in reversed(names[names.index(restart_from) :]):
-                ledger.reset(STEPS[name][0])
+        if first is not None:
+            _reset(config, ledger, asked[asked.index(first) :])
+        _adopt_weights(ledger, stages, models)
         settings = config.model_dump(mode="json", exclude={"cluster"})
-        settings_of_run = {"config": settings, "models": models, "stages": _stages_of(config), "versions": versions()}
-        adopt_weights(ledger, ledger.stages(), (ledger.manifest() or {}).get("models", {}), models)
-        ledger.write_manifest(settings_of_run)
-        chosen = list(STEPS) if steps is None else steps
+        told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
+        ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})
         with session(config.cluster.address, config.cluster.num_cpus):
-            results: dict[str, Any] = {}
-            for name in (name for name in STEPS if name in chosen):
-                results[name] = STEPS[name][1](pinned, ledger)
-                if name == "ingest" and "learn-classification" in chosen:
-                    # Now that the images are counted, and before SAM's hours.
-                    learn.check_lengths(config, results[name].num_rows)
-    if "evaluate" in results:
-        print_table(results["evaluate"])
-    if "preview" in results:
-        print(f"report: {results['preview']}")
+            results = _make_all(config, ledger, [stage for stage in stages if stage.name in due_names], stages)
+    report = results.get(reports.STAGE)
+    if report:
+        print_table(report.metrics)
+        print(f"report: {report.page}")
 
 
-def _stages_of(config: RunConfig) -> list[str]:
-    """The stages whose receipts say that this run is complete, in their order."""
-    stages = list(dict.fromkeys(stage for stage, _ in STEPS.values()))
-    # Steps of several stages, or of none.
-    validation = STEPS["predict"][0]
-    of_steps = {"features": encode.stages(config), "segmenter": [], validation: []}
-    if config.segmenter is not None:
-        of_steps["segmenter"] = train.stages(config.segmenter)
-        if config.segmenter.validation is not None:
-            of_steps[validation] = [f"{validation}/{run_layout.PREDICTED}"]
-    return [own for stage in stages for own in of_steps.get(stage, [stage])]
+def _due(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+    """Those stages that are named, in their order; one that the run file does not ask for is skipped, and told."""
+    due: set[str] = set()
+    for name in map(current_name, names):
+        found = choose(stages, name)
+        due |= {stage.name for stage in found}
+        if not found:
+            print(f"{name}: this run file asks for none", flush=True)
+    return [stage for stage in stages if stage.name in due]
+
+
+def _make_all(config: RunConfig, run: Run, due: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, Any]:
+    """Makes the stages that are due, in their order; what each returned, by name."""
+    names = [stage.name for stage in due]
+    for stage in due:  # nothing is paid for before what cannot end well is told
+        upstream(run, stage.name, [name for name in stage.reads if name not in names])
+    results: dict[str, Any] = {}
+    for stage in due:
+        results[stage.name] = make_stage(stage, run, config.max_failures, stages)
+        if stage.name == ingest.STAGE:
+            for other in due:
+                if other.check:
+                    other.check(results[stage.name].num_rows)
+    return results
+
+
+def _adopt_weights(run: Run, stages: Sequence[Stage], models: Models) -> None:
+    begun = [stage.name for stage in stages if run.folder.child(stage.name).exists(INPUTS)]
+    adopt_weights(run, begun, (run.manifest() or {}).get("models", {}), models)
+
+
+def _reset(config: RunConfig, run: Run, stages: Sequence[Stage]) -> None:
+    """Deletes what stages made, the last one first, and the folder of a declaration all of whose stages are among them.
+
+    Such a folder may hold more than the run file asks for by now: rounds of training, say.
+    """
+    names = [stage.name for stage in stages]
+    for name in reversed(names):
+        own, local = run.within(name)
+        own.reset(local)
+    for declared in DECLARED:
+        own_names = [stage.name for stage in declared.stages(config)]
+        if own_names and set(own_names) <= set(names):
+            run.reset(declared.name)
 
 
 def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pack_voc: bool = False) -> str:
@@ -113,21 +185,21 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pa
     """
     ledger = Run(Folder(config.run))
     dataset = UnlabelledData(kind="unlabelled", images=images, truth=truth, split=name)
-    own = run_layout.predictions_run(ledger, name)
-    own.folder.probe()
+    run_layout.predictions_run(ledger, name).folder.probe()
+    trained_folder(config, ledger)
     needed: dict[Role, bool] = {"sam": config.predict.refine == "sams", "clip": config.predict.cam_weight > 0}
     config, models = pin_models(config, [role for role in needed if needed[role]])
+    stages = predict.predictions_stages(config, dataset, name)
     # Of the whole run: `run` writes predictions too.
     with hold(ledger.folder, running) as claim, session(config.cluster.address, config.cluster.num_cpus):
         ledger = Run(ledger.folder.guarded(claim))
         own = run_layout.predictions_run(ledger, name)
-        begun = [stage for stage in PREDICTED_STAGES if own.folder.child(stage).exists(INPUTS)]
-        adopt_weights(own, begun, (ledger.manifest() or {}).get("models", {}), models)
+        _adopt_weights(ledger, stages, models)
         try:
-            metrics = predict.predict_dataset(config, ledger, dataset, name)
+            report = list(_make_all(config, ledger, stages, stages).values())[-1]
         except ChangedInputs as error:
             raise StageError(f"{error.found}; give these predictions another --name") from None
         archive = voc.pack_for_voc(own) if pack_voc else None
-    if metrics["truth"]:
-        print_table(metrics)
+    if report.metrics["truth"]:
+        print_table(report.metrics)
     return archive or own.folder.url

@@ -179,7 +179,7 @@ def test_a_disk_that_is_full(calm: str, tmp_path: Path) -> None:
         pytest.skip("this machine does not let users mount disks in a name space of their own")
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
-    command = f"{sys.executable} -m fmwsss.jobs run {DEMO} run={disk}/run {' '.join(SETTINGS)} --only ingest"
+    command = f"{sys.executable} -m fmwsss.jobs run {DEMO} run={disk}/run {' '.join(SETTINGS)} --only images"
     script = f"""
         mount -t tmpfs -o size=250k tmpfs {disk} && cd {ROOT} || exit 99
         {command}; echo first: $?

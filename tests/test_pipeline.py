@@ -174,7 +174,7 @@ def test_from_starts_a_step_and_all_after_it_anew(undisturbed: str, tmp_path: Pa
 
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
-    result = fmwsss(str(run), "seeds.fine.alpha=2.0", "--from", "seed-fine")
+    result = fmwsss(str(run), "seeds.fine.alpha=2.0", "--from", "seeds/fine")
     assert result.returncode == 0, result.stderr
     new, old = outputs(str(run)), outputs(undisturbed)
     assert new.keys() == old.keys()

@@ -34,8 +34,9 @@ FLOORS = [
     {"jobs.superpixels", "jobs.seeds"},
     {"jobs.prompts", "jobs.reports"},
     {"jobs.segmenter"},
-    {"jobs.exporters", "jobs.commands"},
+    {"jobs.exporters"},
     {"jobs.steps"},
+    {"jobs.commands"},
     {"jobs.cli"},
     {"jobs.__main__", "jobs.pipeline"},
 ]

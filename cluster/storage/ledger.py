@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 PROMPTS_FILE = "prompts.safetensors"
 TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
+PREDICTIONS = "predictions"  # <run>/predictions/<name>/ is a run in the run
 NUM_READERS = 16  # small files that are read at the same time
 LOOK_BYTES = 4 << 30  # of the parts of a stage that is gone on with; of more, sizes alone are compared with the journal
 SMALL_BYTES = 64 << 20  # of a file whose hash is looked at whenever its stage is read
@@ -77,16 +78,33 @@ class Run:
 
     folder: Folder
     _stages: dict[str, _Known] = field(default_factory=dict, compare=False, repr=False)
+    _inner: dict[str, Run] = field(default_factory=dict, compare=False, repr=False)  # runs in this run, by their homes
 
-    def begin(self, stage: str, inputs: Mapping[str, Any], renewed: Renewal | None = None) -> set[str]:
+    def within(self, stage: str) -> tuple[Run, str]:
+        """The run that holds a stage, and the stage's name there.
+
+        Args:
+            stage: such as `seeds/fine`, which is in this run, or `predictions/validation/refined`, which is `refined`
+                in the run in the run.
+        """
+        home = home_of(stage)
+        if not home:
+            return self, stage
+        inner = self._inner.setdefault(home, Run(self.folder.child(home.rstrip("/"))))
+        return inner, stage.removeprefix(home)
+
+    def begin(
+        self, stage: str, inputs: Mapping[str, Any], renewed: Renewal | None = None, advised: str | None = None
+    ) -> set[str]:
         """Start a stage or go on with it; returns the names of the parts that are already written.
 
         Parts that are damaged, and those that `do_again` named, are not among them.
 
         Args:
-            stage: its name.
+            stage: its folder in this run.
             inputs: what its rows depend on; JSON.
             renewed: (stage, old inputs, new ones) -> the old ones in the words of this release.
+            advised: the stage to start again from where the inputs changed; None means this one.
 
         Raises:
             ChangedInputs: the stage was begun with other inputs.
@@ -107,7 +125,7 @@ class Run:
         if changes:
             raise ChangedInputs(
                 f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}",
-                "use another run folder, or start again from this stage with `--from`",
+                f"use another run folder, or start again from there: `fmwsss run RUN_FILE --from {advised or stage}`",
             )
         if RECEIPT in there:
             # Of a driver that died in `finish`.
@@ -197,10 +215,13 @@ class Run:
 
     def stages(self) -> dict[str, list[str]]:
         """Every stage of the manifest that was begun in this run, with the stages that it reads."""
-        found = {}
-        for stage in (self.manifest() or {"stages": []})["stages"]:
+        names, found = (self.manifest() or {"stages": []})["stages"], {}
+        for stage in names:
             if self.folder.child(stage).exists(INPUTS):
-                found[stage] = sorted(_read_json(self.folder.child(stage), INPUTS).get("reads", {}))
+                reads = _read_json(self.folder.child(stage), INPUTS).get("reads", {})
+                # A stage of a run in the run names what it reads there by its name there.
+                nearby = {name: f"{home_of(stage)}{name}" for name in reads}
+                found[stage] = sorted(nearby[name] if nearby[name] in names else name for name in reads)
         return found
 
     def count_rows(self, stage: str, parts: Sequence[str]) -> int:
@@ -396,6 +417,12 @@ class Run:
     def manifest(self) -> dict[str, Any] | None:
         """What `write_manifest` wrote, or None in a new run."""
         return _read_json(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
+
+
+def home_of(stage: str) -> str:
+    """The folder of the run in the run that a stage belongs to, with a slash at its end; empty for the run's own."""
+    parts = stage.split("/")
+    return f"{parts[0]}/{parts[1]}/" if parts[0] == PREDICTIONS and len(parts) > 2 else ""
 
 
 def _read_json(folder: Folder, name: str) -> Any:

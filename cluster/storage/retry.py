@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import FAILURES_FOLDER, Run
 
 
 def forget(run: Run, stage: str | None = None) -> dict[str, int]:
@@ -13,26 +13,33 @@ def forget(run: Run, stage: str | None = None) -> dict[str, int]:
 
     Args:
         run: the run folder.
-        stage: only failures of this stage; None means of all.
+        stage: only failures of this stage, or of those in the folder of this name; None means of all.
 
     Returns:
         Number of images to be tried again, by stage.
     """
     stages = run.stages()
-    names = [stage] if stage else list(stages)
-    failed = {name: run.failed_parts(name) for name in names}
+    names = [name for name in stages if stage is None or f"{name}/".startswith(f"{stage}/")]
+    failed = {name: _failed_parts(run, name) for name in names}
     stale = _stale_parts(run, stages, {name: set(parts) for name, parts in failed.items() if parts})
     # What reads goes before what it reads: killed in between, nothing that is left was made from what is gone. Nothing
     # is deleted before what replaces it is there, but for learned prompts, which are learned anew.
     for name in reversed(_in_order(stages)):
         if name not in stale:
             continue
-        parts, written = stale[name], run.parts(name)
+        own, local = run.within(name)
+        parts, written = stale[name], own.parts(local)
         if written:
-            run.do_again(name, written if parts is None else sorted(parts))
+            own.do_again(local, written if parts is None else sorted(parts))
         else:
-            run.reset(name)
+            own.reset(local)
     return {name: sum(parts.values()) for name, parts in failed.items() if parts}
+
+
+def _failed_parts(run: Run, stage: str) -> dict[str, int]:
+    """Failed images of a stage by part."""
+    own, local = run.within(stage)
+    return own.failed_parts(local)
 
 
 def _in_order(stages: dict[str, list[str]]) -> list[str]:

@@ -8,17 +8,32 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import Run, home_of
 
 LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
 
 
+def failures_of(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
+    """The rows of FAILURES of a run, with the full names of their stages; those of runs in the run are among them.
+
+    Args:
+        run: the run folder.
+        stage: only of this stage, or of the stages in the folder of this name.
+    """
+    found = run.failures().to_pylist()
+    for home in sorted({home for name in (run.manifest() or {"stages": []})["stages"] if (home := home_of(name))}):
+        own, _ = run.within(f"{home}images")
+        found += [{**row, "stage": f"{home}{row['stage']}"} for row in own.failures().to_pylist()]
+    return [row for row in found if stage is None or f"{row['stage']}/".startswith(f"{stage}/")]
+
+
 def show(run: Run, stage: str | None = None) -> None:
     """Prints the failures of a run: a summary by stage and kind, then one line an image."""
-    rows = run.failures(stage).to_pylist()
+    rows = failures_of(run, stage)
     manifest = run.manifest()  # predictions, a run in a run, have none
-    if stage is not None and manifest is not None and stage not in manifest["stages"]:
-        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(manifest['stages'])}")
+    names = manifest["stages"] if manifest is not None else [stage]
+    if stage is not None and not any(f"{name}/".startswith(f"{stage}/") for name in names):
+        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(names)}")
     if not rows:
         print(f"no failures in {stage or 'any stage'} of {run.folder.url}")
         return

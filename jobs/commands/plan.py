@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -22,23 +22,16 @@ from fmwsss.cluster.execution.resources import plan_replicas
 from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.train_job import plan_training
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
-from fmwsss.jobs import run_layout
+from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.jobs.commands import plan_checks as checks
-from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.images import ingest
 from fmwsss.jobs.images.readers.base import Source
-from fmwsss.jobs.prompts import encode, learn
-from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.segmenter.trained import segmenter_spec
-from fmwsss.jobs.stages import begin_stage, finish_stage
-from fmwsss.jobs.superpixels import propose
+from fmwsss.jobs.stages import ShardCost, Stage, StepCost, begin_stage, finish_stage, make_stage
+from fmwsss.jobs.steps import stages_of
 
 MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
 MANY_PARTS = 1000
 LINE_WIDTH = 140  # of a log or a pipe
-REPLICAS = {"superpixels": "SamReplica", "features": "FeatureReplica", "seeds": "ClipReplica"}  # by first word
 
 
 @dataclass(frozen=True)
@@ -94,16 +87,19 @@ def run(config: RunConfig, num_images: int) -> bool:
         "labels", lambda: checks.labels(config, vocabulary, sources)
     ):
         attempt("pixels", lambda: checks.pixels(config, vocabulary, sources))
-        attempt("learning", lambda: learn.check_lengths(config, sum(not source.problem for source in sources)))
+        num_usable = sum(not source.problem for source in sources)
+        for stage in stages_of(config):
+            if stage.check:
+                attempt(stage.name, lambda check=stage.check: check(num_usable))
     if config.segmenter is not None:
         attempt("segmenter", lambda: checks.segmenter(config))
     if not problems:
         with session(config.cluster.address, config.cluster.num_cpus):
             attempt("machines", lambda: _describe_machines(config))
             if not problems:
-                stages = _measure(config, len(sources), num_images)
-                attempt("space", lambda: checks.space(config, sum(stage.num_bytes for stage in stages)))
-                _show(config, stages, len(sources))
+                plans = _measure(config, len(sources), num_images)
+                attempt("space", lambda: checks.space(config, sum(plan.num_bytes for plan in plans)))
+                _show(config, plans, len(sources))
     for problem in problems:
         print(f"this run can't succeed: {problem}")
     return not problems
@@ -128,29 +124,29 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
     print(f"     {num_images} images go through the stages, to be measured ...", flush=True)
     small = _small(config, num_images, trial.folder.url)
     try:
-        receipts = {"images": ingest.run(small, trial), "superpixels": propose.run(small, trial)}
-        receipts.update(zip(encode.stages(small), encode.run(small, trial), strict=True))
-        seeds: tuple[Literal["coarse", "fine"], ...] = ("coarse", "fine")
-        for which in seeds:
-            prompts = run_layout.PROMPTS_OF[which]
-            receipts[prompts] = _write_prompts(small, trial, prompts)
-            receipts[f"seeds/{which}"] = seed.run(small, trial, which)
+        receipts: dict[str, Receipt] = {}
+        for stage in stages_of(small):
+            if isinstance(stage.cost, ShardCost):
+                receipts[stage.name] = make_stage(stage, trial, max_failures=1.0)
+            elif stage.cost and stage.cost.stand_in:
+                receipts[stage.name] = _stand_in(stage, stage.cost, trial)
         events = trial.timeline()
-        plans = []
-        for stage, receipt in receipts.items():
-            if stage.startswith("prompts/"):
-                if config.prompts is not None:
-                    continue
-                plans.append(_plan_learning(config, stage, num_listed))
-                continue
-            sizes = [len(trial.folder.child(stage).read(part)) for part in receipt.parts]
-            pngs = trial.folder.child(stage).list("png/")
-            png_bytes = sum(len(trial.folder.child(stage).read(name)) for name in pngs) / max(1, len(sizes))
-            seconds = _seconds_an_image([event for event in events if event["cat"] == stage])
-            plans.append(_plan_stage(config, stage, num_listed, seconds, statistics.mean(sizes), png_bytes))
-            if stage == "seeds/coarse" and config.learn.joint_every and config.prompts is None:
-                plans.append(_plan_renewals(config, plans[-1], config.learn.joint_every, num_listed))
-        return [*plans, _plan_training(config, num_listed)] if config.segmenter else plans
+        plans: dict[str, StagePlan] = {}
+        for stage in stages_of(config):
+            if isinstance(stage.cost, ShardCost):
+                own, folder = receipts[stage.name], trial.folder.child(stage.name)
+                sizes = [len(folder.read(part)) for part in own.parts]
+                png_bytes = sum(len(folder.read(name)) for name in folder.list("png/")) / max(1, len(sizes))
+                seconds = _seconds_an_image([event for event in events if event["cat"] == stage.name])
+                plans[stage.name] = _plan_stage(
+                    config, stage, stage.cost, num_listed, seconds, statistics.mean(sizes), png_bytes
+                )
+            elif stage.cost and (num_steps := stage.cost.num_steps(num_listed)):
+                if stage.cost.renewed:
+                    renewed, name, every = stage.cost.renewed
+                    plans[name] = _plan_renewals(name, plans[renewed], -(-num_steps // every))
+                plans[stage.name] = _plan_steps(config, stage, stage.cost, num_steps, num_listed)
+        return list(plans.values())
     finally:
         trial.folder.delete_all()
         checks.remove_empty(parent, is_new)
@@ -170,14 +166,13 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def _write_prompts(config: RunConfig, run: Run, stage: str) -> Receipt:
-    """Prompts that have learned nothing yet: seeds take as long with them, and learning is measured by its step."""
-    started = begin_stage(run, stage, {}, [])
-    section = getattr(config.learn, stage.rpartition("/")[2])
-    arguments = (config.clip.spec(), config.resolve_vocabulary(), section, run.folder.child(stage))
+def _stand_in(stage: Stage, cost: StepCost, run: Run) -> Receipt:
+    """What has learned nothing yet: the stages after it take as long with it, and learning is measured by its step."""
+    started = begin_stage(run, stage.name, {}, [])
+    folder = run.folder.child(stage.name)
     work: Any = ray.remote(_in_worker).options(num_cpus=0.5)
-    ray.get(work.remote("write_initial_prompts", *arguments))
-    return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
+    ray.get(work.remote(cost.stand_in, *cost.arguments, folder))
+    return finish_stage(run, started, parts=[], num_rows=0, num_failures=0)
 
 
 def _in_worker(name: str, *arguments: Any) -> Any:
@@ -202,11 +197,17 @@ def _seconds_an_image(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _plan_stage(
-    config: RunConfig, stage: str, num_images: int, seconds: Mapping[str, float], row_bytes: float, png_bytes: float
+    config: RunConfig,
+    stage: Stage,
+    cost: ShardCost,
+    num_images: int,
+    seconds: Mapping[str, float],
+    row_bytes: float,
+    png_bytes: float,
 ) -> StagePlan:
     cluster = config.cluster
     replicas = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
-    replica = seconds.get(REPLICAS.get(stage.partition("/")[0], ""), 0.0)
+    replica = seconds.get(cost.replica.__name__, 0.0) if cost.replica else 0.0
     helpers = sum(seconds.values()) - replica
     cpus = ray.cluster_resources().get("CPU", 1.0)
     if replicas.num_gpus:
@@ -215,64 +216,38 @@ def _plan_stage(
     else:
         wall = num_images * max(replica / replicas.num_replicas, (replica * replicas.num_threads + helpers) / cpus)
     shards = -(-num_images // config.shard_rows)
-    per_image = {"images": 2 + 2 * (config.dataset.kind != "toy")}.get(stage, 0) + (1 if png_bytes else 0)
-    per_shard = {"images": 2, "superpixels": 6}.get(stage, 8)
+    per_image = cost.requests_per_image + (1 if png_bytes else 0)
     return StagePlan(
-        stage=stage,
+        stage=stage.name,
         hours=wall / 3600,
         gpu_hours=wall / 3600 * replicas.num_replicas * replicas.num_gpus if replica else 0.0,
         num_bytes=num_images * (row_bytes + png_bytes),
-        num_requests=num_images * per_image + shards * per_shard,
+        num_requests=num_images * per_image + shards * cost.requests_per_part,
         part_mib=config.shard_rows * row_bytes / 2**20,
         part_minutes=config.shard_rows * (replica + helpers) / 60,
     )
 
 
-def _plan_renewals(config: RunConfig, seeds: StagePlan, every: int, num_images: int) -> StagePlan:
-    """Coarse seeds once more for every so many iterations; one set is there at a time."""
-    times = -(-learn.num_iterations_of(config.learn.segmentation, num_images) // every)
+def _plan_renewals(name: str, renewed: StagePlan, times: int) -> StagePlan:
+    """A stage that is made anew so many times on the way; one set of its rows is there at a time."""
     return replace(
-        seeds, stage="seeds/joint", hours=times * seeds.hours, gpu_hours=times * seeds.gpu_hours,
-        num_requests=times * seeds.num_requests,
+        renewed, stage=name, hours=times * renewed.hours, gpu_hours=times * renewed.gpu_hours,
+        num_requests=times * renewed.num_requests,
     )  # fmt: skip
 
 
-def _plan_learning(config: RunConfig, stage: str, num_images: int) -> StagePlan:
-    section: LearnSection = getattr(config.learn, stage.rpartition("/")[2])
-    num_steps = learn.num_iterations_of(section, num_images)
-    arguments = (config.clip.spec(), config.resolve_vocabulary(), section)
-    return _plan_steps(config, stage, "learning_step_s", arguments, num_steps, section.batch_size, num_images)
-
-
-def _plan_training(config: RunConfig, num_images: int) -> StagePlan:
-    section = config.segmenter
-    assert section
-    spec, num_steps = segmenter_spec(config), section.iterations * section.rounds
-    return _plan_steps(
-        config, "segmenter", "training_step_s", (spec, section), num_steps, section.batch_size, num_images
-    )
-
-
-def _plan_steps(
-    config: RunConfig,
-    stage: str,
-    step_s_of: str,
-    arguments: tuple[Any, ...],
-    num_steps: int,
-    batch_size: int,
-    num_images: int,
-) -> StagePlan:
+def _plan_steps(config: RunConfig, stage: Stage, cost: StepCost, num_steps: int, num_images: int) -> StagePlan:
     """Steps of training, one of which is measured where a worker would do it."""
     workers = plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     gpus = 1.0 if workers.use_gpu else 0.0
-    share = -(-batch_size // workers.most_workers)
+    share = -(-cost.batch_size // workers.most_workers)
     work: Any = ray.remote(_in_worker).options(num_cpus=0.5, num_gpus=gpus)
-    step_s: float = ray.get(work.remote(step_s_of, *arguments, share, config.cluster.num_threads))
+    step_s: float = ray.get(work.remote(cost.step, *cost.arguments, share, config.cluster.num_threads))
     hours = num_steps * step_s / 3600
     checkpoints = 3600 * hours / max(config.cluster.checkpoint_every_s, step_s)
-    epochs = max(1.0, num_steps * batch_size / num_images)
+    epochs = max(1.0, num_steps * cost.batch_size / num_images)
     reads = 5 * -(-num_images // config.shard_rows) * epochs
-    return StagePlan(stage, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
+    return StagePlan(stage.name, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
 
 
 def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:

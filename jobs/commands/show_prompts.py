@@ -37,9 +37,8 @@ def show(
     config = load_config(run_file, [f"run={run_folder}"]) if run_file else config_of(run, None)
     kinds = [name for name in KINDS if run.receipt(f"prompts/{name}") and kind in (None, name)]
     if not kinds:
-        raise StageError(
-            f"{run.folder.url} has no learned {kind + ' ' if kind else ''}prompts yet; `fmwsss learn` makes them"
-        )
+        what = f"{kind} prompts" if kind else "prompts"
+        raise StageError(f"{run.folder.url} has no learned {what} yet; `fmwsss run RUN_FILE` makes them")
     clip, vocabulary = load_clip(config.clip.spec()), config.resolve_vocabulary()
     for name in kinds:
         data = run.folder.child(f"prompts/{name}").read(PROMPTS_FILE)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from fmwsss.cluster.storage.driver_lock import SILENT_S, is_gone, read_claims
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.jobs.commands.failures import failures_of
 
-PREDICTIONS = "predictions/"
 LINE_WIDTH = 120  # of a log or a pipe
 
 
@@ -32,26 +32,24 @@ def gather(run: Run) -> dict[str, Any]:
         raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
     driver = _driver(run)
     working = driver.pop("progress")
-    images = run.receipt("images")
     begun = run.stages()
+    # A run of an earlier version does not say what its stages count.
+    units = manifest.get("units") or dict.fromkeys(manifest["stages"], "iterations")
     stages = [
-        _stage(run, stage, working, images.num_rows if images and _is_of_images(stage) else None, stage in begun)
+        _stage(run, stage, working, _num_images(run, stage) if units[stage] == "images" else None, stage in begun)
         for stage in manifest["stages"]
-        if stage != "reports"
+        if units[stage] and stage != "reports"
     ]
-    kinds = Counter((row["stage"], row["error_type"]) for row in run.failures().to_pylist())
-    for parent in sorted({stage.rpartition("/")[0] for stage in manifest["stages"] if stage.startswith(PREDICTIONS)}):
-        own = Run(run.folder.child(parent)).failures().to_pylist()
-        kinds.update((f"{parent}/{row['stage']}", row["error_type"]) for row in own)
+    kinds = Counter((row["stage"], row["error_type"]) for row in failures_of(run))
     failures = [{"stage": stage, "error_type": kind, "images": count} for (stage, kind), count in kinds.most_common()]
     return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures}
 
 
-def _is_of_images(stage: str) -> bool:
-    """Whether a stage goes over the run's images: not over iterations, nor over images to be predicted."""
-    if stage.startswith("segmenter/") and stage.endswith(("/predicted", "/refined")):
-        return True  # labels that are made between two rounds
-    return not stage.startswith(("segmenter/", PREDICTIONS))
+def _num_images(run: Run, stage: str) -> int | None:
+    """How many images a stage goes over, once they are counted."""
+    own, local = run.within(stage)
+    images = own.receipt("images") if local != "images" else None
+    return images.num_rows if images else None
 
 
 def show(state: dict[str, Any]) -> None:
@@ -97,16 +95,15 @@ def _driver(run: Run) -> dict[str, Any]:
 def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int | None, begun: bool) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(("done", "total", "left", "failed", "per_second", "seconds_left"))
     row |= {"stage": stage, "state": "waiting", "note": ""}
-    receipt = run.receipt(stage)
+    own, local = run.within(stage)
+    receipt = own.receipt(local)
     if receipt:
         rate = receipt.num_rows / receipt.seconds if receipt.seconds else None
         return row | {
             "state": "complete", "done": receipt.num_rows, "left": 0, "failed": receipt.num_failures,
             "total": receipt.num_rows + receipt.num_failures, "per_second": rate,
         }  # fmt: skip
-    # What is predicted is a run in the run, whose stages tell their own short names.
-    short = stage.rpartition("/")[2] if stage.startswith(PREDICTIONS) else stage
-    if working and working["stage"] == short:
+    if working and working["stage"] == stage:
         left = working["total"] - working["done"]
         fresh = working["done"] - working["resumed"]
         rate = fresh / working["seconds"] if fresh and working["seconds"] else None
@@ -115,9 +112,8 @@ def _stage(run: Run, stage: str, working: dict[str, Any] | None, num_images: int
             "failed": working["failed"], "per_second": rate, "seconds_left": left / rate if rate else None,
             "note": working["note"],
         }  # fmt: skip
-    if begun and (parts := run.parts(stage)):
-        done, failed = run.count_rows(stage, parts), run.failures(stage).num_rows
-        total = num_images if stage != "images" else None
-        left = total - done - failed if total is not None else None
-        return row | {"state": "begun", "done": done, "failed": failed, "total": total, "left": left}
+    if begun and (parts := own.parts(local)):
+        done, failed = own.count_rows(local, parts), own.failures(local).num_rows
+        left = num_images - done - failed if num_images is not None else None
+        return row | {"state": "begun", "done": done, "failed": failed, "total": num_images, "left": left}
     return row | {"state": "begun" if begun else "waiting", "total": num_images}

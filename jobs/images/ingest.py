@@ -31,41 +31,72 @@ from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.readers.base import SOURCES, DatasetError
 from fmwsss.jobs.images.readers.registry import sources_of
 from fmwsss.jobs.images.readers.toy import TOY_SCHEME
-from fmwsss.jobs.stages import begin_stage, run_sharded
+from fmwsss.jobs.stages import Declaration, ShardCost, Stage, begin_stage, make_stage, run_sharded
 
 STAGE = "images"
 
 
+def images_stage(config: RunConfig, home: str = "") -> Stage:
+    """The stage that takes the images of the dataset into the run: read | check | write, one task a shard.
+
+    Args:
+        config: the run file.
+        home: folder of the run in the run that the images go to, with a slash at its end; empty for the run itself.
+    """
+    return Stage(
+        name=f"{home}{STAGE}",
+        unit="images",
+        reads=(),
+        settings=lambda: {
+            "dataset": config.dataset.model_dump(),
+            "classes": list(config.resolve_vocabulary().classes),
+            "shard_rows": config.shard_rows,
+            "limits": config.limits.model_dump(),
+        },
+        make=lambda stage, run: _make(config, stage, run),
+        cost=ShardCost(requests_per_image=2 if config.dataset.kind == "toy" else 4, requests_per_part=2),
+    )
+
+
+DECLARATIONS = (
+    Declaration(
+        STAGE,
+        "Read the images and their labels, check them, write them as shards.",
+        lambda config: [images_stage(config)],
+        old_names=("ingest",),
+    ),
+)
+
+
 def run(config: RunConfig, run: Run) -> Receipt:
-    """Takes the images of the dataset into the run: read | check | write, one task a shard.
+    """Takes the images of the dataset into the run.
 
     Raises:
         ValueError: the dataset is empty or can't be read, it is not the one that the stage was begun with, or every
             image failed.
     """
-    vocabulary = config.resolve_vocabulary()
-    settings = {
-        "dataset": config.dataset.model_dump(),
-        "classes": list(vocabulary.classes),
-        "shard_rows": config.shard_rows,
-        "limits": config.limits.model_dump(),
-    }
-    complete = run.receipt(STAGE)
+    return make_stage(images_stage(config), run, config.max_failures)
+
+
+def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
+    settings = stage.settings()
+    own, _ = run.within(stage.name)
+    complete = own.receipt(STAGE)
     is_same = complete is not None and all(complete.inputs.get(key) == value for key, value in settings.items())
     # The images are in the run; the dataset may have gone. Only a folder to be predicted is looked at again.
     if complete and is_same and config.dataset.kind != "unlabelled":
         return complete
     sources = _list_sources(config)
     # Which image is in which shard must not change between two starts.
-    started = begin_stage(run, STAGE, {**settings, "listing": _listing_of(sources)}, [])
+    started = begin_stage(run, stage.name, {**settings, "listing": _listing_of(sources)}, [])
     if started.receipt:
         return started.receipt
     parts = [part_name(index) for index in range(-(-sources.num_rows // config.shard_rows))]
     arguments = {
-        "run": run,
+        "run": own,
         "sources": ray.put(sources),
         "shard_rows": config.shard_rows,
-        "vocabulary": vocabulary,
+        "vocabulary": config.resolve_vocabulary(),
         "limits": config.limits,
         "needs_labels": config.dataset.kind != "unlabelled",
     }

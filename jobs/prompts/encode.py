@@ -14,14 +14,14 @@ from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.replicas.clip_features import FeatureReplica
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_rgb
 from fmwsss.core.schemas import features_bytes, features_schema, views_payload
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.decode import ENCODED_PAYLOAD
 from fmwsss.jobs.prompts.views import view_of
-from fmwsss.jobs.stages import StageError, begin_stage, run_sharded, upstream
+from fmwsss.jobs.stages import Declaration, ShardCost, Stage, StageError, upstream
 
 if TYPE_CHECKING:
     from fmwsss.core.clip.frozen_clip import FrozenClip
@@ -35,31 +35,44 @@ def stage_of(config: RunConfig, which: Which) -> str:
     return f"features/{'classification' if _settings(own) == _settings(first) else which}"
 
 
-def stages(config: RunConfig) -> dict[str, LearnSection]:
-    """The stages of features that the run file asks for, each with the settings it is made with."""
+def stages(config: RunConfig) -> list[Stage]:
+    """The features that the run file asks for; none where `cache` is not set."""
     chosen: dict[str, LearnSection] = {}
     for which in get_args(Which):
         section: LearnSection = getattr(config.learn, which)
         if section.cache and config.prompts is None:
             chosen.setdefault(stage_of(config, which), section)
-    return chosen
+    return [_features_stage(config, name, section) for name, section in chosen.items()]
 
 
-def run(config: RunConfig, run: Run) -> list[Receipt]:
-    """Makes the features that the run file asks for; none where `cache` is not set.
+DECLARATIONS = (
+    Declaration(
+        "features",
+        "Keep what CLIP makes of fixed views, to learn prompts from (where the run file sets `cache`).",
+        stages,
+        old_names=("encode",),
+    ),
+)
+
+
+def _features_stage(config: RunConfig, name: str, section: LearnSection) -> Stage:
+    return Stage(
+        name=name,
+        unit="images",
+        reads=("images",),
+        settings=lambda: {"clip": config.clip.model_dump(), "random_seed": config.random_seed, **_settings(section)},
+        operators=lambda run: _operators(config, run, name, section),
+        cost=ShardCost(FeatureReplica),
+    )
+
+
+def _operators(config: RunConfig, run: Run, stage: str, section: LearnSection) -> list[Operator]:
+    """View | image tower | write.
 
     Raises:
-        ValueError: the images are not there, the cache would not fit, or every image failed.
+        StageError: the cache would not fit on the disk.
     """
-    return [_run(config, run, stage, section) for stage, section in stages(config).items()]
-
-
-def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Receipt:
     (images,) = upstream(run, stage, ["images"])
-    inputs = {"clip": config.clip.model_dump(), "random_seed": config.random_seed, **_settings(section)}
-    started = begin_stage(run, stage, inputs, [images])
-    if started.receipt:
-        return started.receipt
     shapes = shapes_of(load_clip(config.clip.spec()), section)
     size_bytes = images.num_rows * section.cached_views * features_bytes(*shapes)
     what = " + ".join(f"{rows} x {columns}" for rows, columns in shapes)
@@ -87,12 +100,11 @@ def _run(config: RunConfig, run: Run, stage: str, section: LearnSection) -> Rece
         "stage": stage,
     }
     write_arguments = {"run": run, "stage": stage, "schema": features_schema(section.cached_views)}
-    operators = [
+    return [
         Operator(view_shard, view_arguments, num_cpus=plan.helper_cpus),
         plan.operator(FeatureReplica, replica_arguments),
         Operator(write_block, write_arguments, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def view_shard(

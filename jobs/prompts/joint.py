@@ -1,35 +1,52 @@
-"""Segmentation prompts: from the final coarse seeds, or, in the paper's joint mode, from seeds renewed on the way."""
+"""Coarse seeds that are renewed while the segmentation prompts learn from them: the paper's joint mode."""
 
 from __future__ import annotations
 
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmwsss.cluster.storage.ledger import Run
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.prompts import learn, learn_job
+from fmwsss.jobs.prompts import learn_job
 from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.stages import make_stage
 
 
-def learn_segmentation(config: RunConfig, run: Run) -> Receipt:
-    """Learns the segmentation prompts.
+@dataclass(frozen=True)
+class Renewal:
+    """Seeds that are made anew while prompts are learned from them.
 
-    In joint mode (`learn.joint_every`) the coarse seeds of iterations i k to (i + 1) k come from the classification
-    prompts at iteration i k. The joint loss of the paper, L_MCL + L_CAL, has the logits of the classification prompts
-    in its first term and the maps of the segmentation prompts in its second (M4). No gradient passes through a seed,
-    and the two sets share no parameter: so with the weights 1, 0 and 0, 1 (the defaults) that loss is minimised by the
-    same steps when the classification prompts go first and leave a snapshot every k iterations. With a
-    `learn.segmentation.classification_weight` above 0 it is another loss, ours.
+    Attributes:
+        every: iterations between two sets of seeds.
+        make: the seeds for the iterations from this one on, as the name of their stage.
+        drop: deletes a stage that is no longer needed.
+    """
 
-    Raises:
-        ValueError: the stages before it are not complete, or there is no image to learn from.
+    every: int
+    make: Callable[[int], str]
+    drop: Callable[[str], None]
+
+
+def renewal(config: RunConfig, run: Run) -> Renewal | None:
+    """How the coarse seeds are renewed, in joint mode (`learn.joint_every`); else None.
+
+    The coarse seeds of iterations i k to (i + 1) k come from the classification prompts at iteration i k. The joint
+    loss of the paper, L_MCL + L_CAL, has the logits of the classification prompts in its first term and the maps of the
+    segmentation prompts in its second (M4). No gradient passes through a seed, and the two sets share no parameter: so
+    with the weights 1, 0 and 0, 1 (the defaults) that loss is minimised by the same steps when the classification
+    prompts go first and leave a snapshot every k iterations. With a `learn.segmentation.classification_weight` above 0
+    it is another loss, ours.
     """
     every = config.learn.joint_every
-    if every is None or config.prompts is not None:
-        return learn.run(config, run, "segmentation")
-    last_snapshot = max(learn_job.snapshots(run, "prompts/classification"), default=0)
+    if every is None:
+        return None
+    last_snapshot = max(learn_job.snapshots(run, seed.PROMPTS_OF["coarse"]), default=0)
 
     def renew(iteration: int) -> str:
-        stage = f"seeds/joint/{iteration:08d}"
+        name = f"seeds/joint/{iteration:08d}"
         file = learn_job.snapshot_file(min(iteration, last_snapshot))
-        seed.make(config, run, stage, config.seeds.coarse, "prompts/classification", file, png=False)
-        return stage
+        stage = seed.seeds_stage(config, name, config.seeds.coarse, seed.PROMPTS_OF["coarse"], file, png=False)
+        make_stage(stage, run, config.max_failures, advised="prompts/segmentation")
+        return name
 
-    return learn.run(config, run, "segmentation", learn.Renewal(every, renew, run.reset))
+    return Renewal(every, renew, run.reset)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from fmwsss.cluster.execution.train_job import plan_training, train
 from fmwsss.cluster.models.loaders import load_clip
@@ -13,28 +12,14 @@ from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
 from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.prompts import reuse as taken_prompts
+from fmwsss.jobs.prompts import joint, reuse
 from fmwsss.jobs.prompts.batches import BatchSource
-from fmwsss.jobs.prompts.encode import shapes_of, stage_of
+from fmwsss.jobs.prompts.encode import Which, shapes_of, stage_of
+from fmwsss.jobs.prompts.joint import Renewal
 from fmwsss.jobs.prompts.learn_job import LearnJob
-from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.stages import Declaration, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training import checkpoint
 from fmwsss.jobs.training.sampling import batches_per_epoch, count_rows
-
-
-@dataclass(frozen=True)
-class Renewal:
-    """Seeds that are made anew while prompts are learned from them.
-
-    Attributes:
-        every: iterations between two sets of seeds.
-        make: the seeds for the iterations from this one on, as the name of their stage.
-        drop: deletes a stage that is no longer needed.
-    """
-
-    every: int
-    make: Callable[[int], str]
-    drop: Callable[[str], None]
 
 
 def num_iterations_of(section: LearnSection, num_images: int) -> int:
@@ -42,62 +27,96 @@ def num_iterations_of(section: LearnSection, num_images: int) -> int:
     return section.num_iterations(batches_per_epoch(num_images, section.batch_size))
 
 
-def check_lengths(config: RunConfig, num_images: int) -> str:
-    """How long each set of prompts will be learned, in words.
+def prompts_stage(config: RunConfig, which: Which) -> Stage:
+    """The stage that learns one set of prompts, or takes them where the run file names `prompts`."""
+    name = f"prompts/{which}"
+    if config.prompts is not None:
+        return Stage(
+            name=name,
+            unit="iterations",
+            reads=("images",),
+            settings=lambda: reuse.settings(config, which),
+            make=lambda stage, run: reuse.take(config, stage, run, which),
+            cost=_cost(config, which),
+        )
+    section: LearnSection = getattr(config.learn, which)
+    features = (stage_of(config, which),) if section.cache else ()
+    seeds = ("seeds/coarse",) if which == "segmentation" else ()
+    return Stage(
+        name=name,
+        unit="iterations",
+        reads=("images", *features, *seeds),
+        settings=lambda: {
+            "clip": config.clip.model_dump(),
+            "vocabulary": config.model_dump()["vocabulary"],
+            "learn": section.model_dump(mode="json"),
+            "joint_every": config.learn.joint_every,
+            "random_seed": config.random_seed,
+        },
+        make=lambda stage, run: _make(config, stage, run, which),
+        check=lambda num_images: _check_length(section, which, num_images),
+        cost=_cost(config, which),
+    )
+
+
+def _cost(config: RunConfig, which: Which) -> StepCost:
+    section: LearnSection = getattr(config.learn, which)
+    every = config.learn.joint_every if which == "segmentation" else None
+    return StepCost(
+        step="learning_step_s",
+        arguments=(config.clip.spec(), config.resolve_vocabulary(), section),
+        num_steps=lambda num_images: num_iterations_of(section, num_images) if config.prompts is None else 0,
+        batch_size=section.batch_size,
+        stand_in="write_initial_prompts",
+        renewed=("seeds/coarse", "seeds/joint", every) if every else None,
+    )
+
+
+DECLARATIONS = (
+    Declaration(
+        "prompts/classification",
+        "Learn the classification prompts.",
+        lambda config: [prompts_stage(config, "classification")],
+        old_names=("learn-classification", "learn classification"),
+    ),
+    Declaration(
+        "prompts/segmentation",
+        "Learn the segmentation prompts, from the coarse seeds.",
+        lambda config: [prompts_stage(config, "segmentation")],
+        old_names=("learn-segmentation", "learn segmentation"),
+    ),
+)
+
+
+def _check_length(section: LearnSection, which: Which, num_images: int) -> str:
+    """How long a set of prompts will be learned, in words.
 
     Raises:
-        ValueError: one of them has nothing but warm-up.
+        ValueError: there is nothing but warm-up.
     """
-    if config.prompts is not None:
-        return "none are learned"
-    told = []
-    for which in ("classification", "segmentation"):
-        section: LearnSection = getattr(config.learn, which)
-        num_iterations = num_iterations_of(section, num_images)
-        section.check_warmup(which, num_iterations)
-        told.append(f"{num_iterations} iterations of {section.batch_size} for {which}")
-    return ", ".join(told)
+    num_iterations = num_iterations_of(section, num_images)
+    section.check_warmup(which, num_iterations)
+    return f"{num_iterations} iterations of {section.batch_size} images"
 
 
-def run(
-    config: RunConfig, run: Run, which: Literal["classification", "segmentation"], renewal: Renewal | None = None
-) -> Receipt:
-    """Learns one set of prompts from the run's images, and from the coarse seeds for the segmentation prompts.
-
-    Where the run file names `prompts`, those are taken instead.
-
-    Args:
-        config: the run file.
-        run: the run folder.
-        which: the set of prompts.
-        renewal: where the coarse seeds come from in joint mode; None takes the stage `seeds/coarse`.
+def _make(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
+    """Learns one set of prompts from the run's images, and the segmentation prompts from the coarse seeds too.
 
     Raises:
         ValueError: the stages before it are not complete, or there is no image to learn from.
     """
-    if config.prompts is not None:
-        return taken_prompts.take(config, run, which)
-    stage = f"prompts/{which}"
     section: LearnSection = getattr(config.learn, which)
     feature_stage = stage_of(config, which) if section.cache else None
-    before = ["images", *([feature_stage] if feature_stage else [])]
-    before += {"classification": [], "segmentation": ["seeds/coarse"]}[which]
-    receipts = upstream(run, stage, before)
-    inputs = {
-        "clip": config.clip.model_dump(),
-        "vocabulary": config.model_dump()["vocabulary"],
-        "learn": section.model_dump(mode="json"),
-        "joint_every": config.learn.joint_every,
-        "random_seed": config.random_seed,
-    }
-    started = begin_stage(run, stage, inputs, receipts)
+    receipts = upstream(run, stage.name, stage.reads)
+    started = begin_stage(run, stage.name, stage.settings(), receipts)
     if started.receipt:
         return started.receipt
+    renewal = joint.renewal(config, run) if which == "segmentation" else None
     parts = tuple(receipts[0].parts)
     source = BatchSource(
         run=run,
         parts=parts,
-        part_rows=count_rows(run, parts, before),
+        part_rows=count_rows(run, parts, list(stage.reads)),
         seed_stage="seeds/coarse" if which == "segmentation" else None,
         feature_stage=feature_stage,
         feature_shapes=tuple(shapes_of(load_clip(config.clip.spec()), section)) if feature_stage else (),
@@ -109,7 +128,7 @@ def run(
     )
     if source.num_images == 0:
         raise StageError(
-            f"stage {stage}: there is no image to learn from; the failures table tells what happened to them"
+            f"stage {stage.name}: there is no image to learn from; the failures table tells what happened to them"
         )
     num_iterations = section.num_iterations(source.batches_per_epoch)
     section.check_warmup(which, num_iterations)
@@ -120,7 +139,7 @@ def run(
         )
     job = LearnJob(
         run=run,
-        stage=stage,
+        stage=stage.name,
         clip=config.clip.spec(),
         source=source,
         section=section,
@@ -132,11 +151,12 @@ def run(
         num_feeders=plan.num_feeders,
         checkpoint_every_s=config.cluster.checkpoint_every_s,
     )
-    folder = run.folder.child(stage)
+    folder = run.folder.child(stage.name)
     for begin, stop in _rounds(folder, num_iterations, renewal):
         seed_stage = renewal.make(begin) if renewal else source.seed_stage
         part = replace(job, stop=stop, source=replace(source, seed_stage=seed_stage))
-        with StageProgress(stage, num_iterations, "iterations", done=begin) as progress, watch_board(progress) as board:
+        progress = StageProgress(stage.name, num_iterations, "iterations", done=begin)
+        with progress, watch_board(progress) as board:
             train(_train_loop, {"job": part, "board": board}, plan, scratch=folder.child("_ray_train"))
         if renewal and seed_stage:
             renewal.drop(seed_stage)

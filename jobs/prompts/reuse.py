@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any
 
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelSpec
@@ -11,36 +11,41 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.prompts.encode import Which
+from fmwsss.jobs.stages import Stage, StageError, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 
-def take(config: RunConfig, run: Run, which: Literal["classification", "segmentation"]) -> Receipt:
+def settings(config: RunConfig, which: Which) -> dict[str, Any]:
+    """What prompts that are taken depend on: their content, and what they are used with."""
+    return {
+        "clip": config.clip.model_dump(),
+        "vocabulary": config.model_dump()["vocabulary"],
+        "prompts_sha256": hashlib.sha256(read_prompts(config, which)).hexdigest(),
+    }
+
+
+def take(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
     """Copies one set of prompts, and the history of its losses, from the run that `config.prompts` names.
 
     Raises:
         ValueError: there are none, or they belong to another CLIP or another vocabulary; the message says which.
     """
-    stage = f"prompts/{which}"
     source = _source(config, which)
     data = read_prompts(config, which)
-    inputs = {
-        "clip": config.clip.model_dump(),
-        "vocabulary": config.model_dump()["vocabulary"],
-        "prompts_sha256": hashlib.sha256(data).hexdigest(),
-    }
-    started = begin_stage(run, stage, inputs, upstream(run, stage, ["images"]))
+    receipts = upstream(run, stage.name, stage.reads)
+    started = begin_stage(run, stage.name, stage.settings(), receipts)
     if started.receipt:
         return started.receipt
     check(config.clip.spec(), config.resolve_vocabulary(), data, f"{source.url}/{PROMPTS_FILE}")
-    own = run.folder.child(stage)
+    own = run.folder.child(stage.name)
     if source.exists(HISTORY_FILE):
         own.write(HISTORY_FILE, source.read(HISTORY_FILE))
     own.write(PROMPTS_FILE, data)
     return finish_stage(run, started, parts=[PROMPTS_FILE], num_rows=0, num_failures=0)
 
 
-def read_prompts(config: RunConfig, which: Literal["classification", "segmentation"]) -> bytes:
+def read_prompts(config: RunConfig, which: Which) -> bytes:
     """The file of one set of prompts.
 
     Raises:

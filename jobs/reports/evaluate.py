@@ -1,6 +1,6 @@
-"""Stage `reports`, first half: how good maps and seeds are, against ground truth where there is one, and without it.
+"""Of stage `reports`, the figures: how good maps and seeds are, by ground truth where there is one, and without it.
 
-Ground truth is read here and in the preview, nowhere else. Nothing that this stage finds flows back.
+Ground truth is read here and for the page, nowhere else. Nothing that this stage finds flows back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import Run, home_of
 from fmwsss.cluster.telemetry.progress import StageProgress
 from fmwsss.core.images import decode_label_png
 from fmwsss.core.labels import IGNORE
@@ -27,8 +27,7 @@ from fmwsss.core.seeds.sams import label_map_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.run_layout import METRICS_FILE
-from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import upstream
+from fmwsss.jobs.stages import Stage, upstream
 
 STAGE = "reports"
 # Exponents of the background score that the best-on-truth figure is looked for among; the figure itself uses alpha.
@@ -42,21 +41,27 @@ class Row:
 
     Attributes:
         name: as in `metrics.json`.
-        stage: whose table has them.
-        column: `cam`, `refined_cam` (cut at the background power of the run file), `seed` or `labels`; or a ceiling,
-            which is made of the ground truth: `named` (superpixels), `cut` (the maps that classify the superpixels).
+        stage: whose table has them, by its name in the run that is judged.
+        column: class maps (cut at the background power) or label maps; or a ceiling, which is made of the ground truth:
+            `named` (superpixels), `cut` (the maps that classify the superpixels).
+        background_power: of class maps; None of label maps.
+        maps: for `cut`, the column of those maps.
+        source: of class maps.
         needs: the stages whose time these labels cost.
     """
 
     name: str
     stage: str
     column: str
+    background_power: float | None
+    maps: str | None
+    source: str | None
     needs: tuple[str, ...]
 
     @property
     def is_map(self) -> bool:
         """Whether class maps are judged, which have a background power."""
-        return self.column in ("cam", "refined_cam")
+        return self.background_power is not None
 
     @property
     def is_ceiling(self) -> bool:
@@ -64,20 +69,31 @@ class Row:
         return self.column in ("named", "cut")
 
 
-CLASSIFIED = ("prompts/classification", "seeds/coarse")
-COARSE = ("superpixels", *CLASSIFIED)
-FINE = (*COARSE, "prompts/segmentation", "seeds/fine")
-ROWS = (
-    Row("cam", "seeds/coarse", "cam", CLASSIFIED),
-    Row("cam+caa", "seeds/coarse", "refined_cam", CLASSIFIED),
-    Row("coarse", "seeds/coarse", "seed", COARSE),
-    Row("cam of fine", "seeds/fine", "cam", FINE),
-    Row("cam+caa of fine", "seeds/fine", "refined_cam", FINE),
-    Row("fine", "seeds/fine", "seed", FINE),
-    Row("superpixels named by ground truth", "superpixels", "named", ("superpixels",)),
-    Row("maps of coarse cut best", "seeds/coarse", "cut", CLASSIFIED),
-    Row("maps of fine cut best", "seeds/fine", "cut", FINE),
-)
+def rows_of(run: Run, stages: Sequence[Stage]) -> list[Row]:
+    """The lines that the stages of a run declare, of those stages that are complete.
+
+    Args:
+        run: the run that is judged; perhaps one in a run.
+        stages: its stages, by their full names.
+    """
+    local = {stage.name: stage.name.removeprefix(home_of(stage.name)) for stage in stages}
+    by_name = {stage.name: stage for stage in stages}
+
+    def before(stage: Stage, without: tuple[str, ...] = ()) -> list[str]:
+        """A stage and what it reads, directly or not; taking in the images is no part of the method."""
+        read = [by_name[name] for name in stage.reads if name in by_name and local[name] not in without]
+        found = [name for other in read if other.reads for name in before(other)]
+        return [*dict.fromkeys(found), local[stage.name]]
+
+    rows = [
+        Row(judged.name, local[stage.name], judged.column, judged.background_power, judged.maps, judged.source,
+            tuple(dict.fromkeys(before(stage, judged.without))))
+        for stage in stages
+        if stage.judged and run.receipt(local[stage.name])
+        for judged in stage.judged
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: row.is_ceiling)
+
 
 RESULT = pa.schema(
     [
@@ -93,24 +109,21 @@ RESULT = pa.schema(
 )
 
 
-def run(config: RunConfig, run: Run) -> dict[str, Any]:
+def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Judges the run's maps, seeds and predictions, writes `reports/metrics.json`; returns what it wrote.
 
     Figures of predictions for validation images, which have a split of their own, are taken over from where they were
     judged.
 
+    Args:
+        config: the run file.
+        run: the run folder.
+        stages: of the run, which declare what is judged.
+
     Raises:
         ValueError: the seeds are not complete.
     """
-    rounds = config.segmenter.rounds if config.segmenter else 1
-    again = [
-        Row(f"seeds of round {number}", f"segmenter/round-{number - 1}/refined", "labels", (*FINE, *_round(number - 1)))
-        for number in range(2, rounds + 1)
-    ]
-    sections = {"seeds/coarse": config.seeds.coarse, "seeds/fine": config.seeds.fine}
-    made = [row for row in ROWS if row.column != "refined_cam" or sections[row.stage].has_affinity]
-    rows = [*made, *(row for row in again if run.receipt(row.stage))]
-    metrics = _judge_rows(config, run, rows, ["images", *FINE])
+    metrics = _judge_rows(config, run, stages, ["images", "seeds/coarse", "seeds/fine"])
     validation = run.folder.child("predictions/validation/reports")
     if config.segmenter and config.segmenter.validation and validation.exists(METRICS_FILE):
         judged = json.loads(validation.read(METRICS_FILE))
@@ -118,17 +131,9 @@ def run(config: RunConfig, run: Run) -> dict[str, Any]:
     return _write(run, metrics)
 
 
-def run_predictions(config: RunConfig, run: Run) -> dict[str, Any]:
-    """The same for a data set that was predicted: `predicted` and, where there is one, `refined`."""
-    rows = [Row("predicted", "predicted", "labels", ("predicted",))]
-    if run.receipt("refined"):
-        rows.append(Row("refined", "refined", "labels", ("predicted", "superpixels", "refined")))
-    return _write(run, _judge_rows(config, run, rows, ["images", "predicted"]))
-
-
-def _round(number: int) -> tuple[str, ...]:
-    stage = f"segmenter/round-{number}"
-    return (stage, f"{stage}/predicted", f"{stage}/refined")
+def run_predictions(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The same for a data set that was predicted, which is a run in a run, with its own stages."""
+    return _write(run, _judge_rows(config, run, stages, ["images", "predicted"]))
 
 
 def _write(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -136,21 +141,18 @@ def _write(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list[str]) -> dict[str, Any]:
-    receipts = upstream(run, STAGE, demanded)
-    images = receipts[0]
+def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: list[str]) -> dict[str, Any]:
+    images, *_ = upstream(run, STAGE, demanded)
+    rows = rows_of(run, stages)
     vocabulary = config.resolve_vocabulary()
-    sections = {"seeds/coarse": config.seeds.coarse, "seeds/fine": config.seeds.fine}
-    alphas = {stage: section.alpha for stage, section in sections.items()}
-    chosen = {stage: MAPS_COLUMN[section.maps] for stage, section in sections.items()}
     num_classes = 1 + len(vocabulary.classes)
     shape = (len(rows), 1 + len(POWERS), num_classes, num_classes + 1)
     counts, statistics = np.zeros(shape, np.int64), np.zeros((len(rows), len(SEED_STATISTICS)))
     boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
     num_images, num_judged, unjudged = np.zeros(len(rows), int), np.zeros(len(rows), int), []
     class_images = np.zeros(num_classes, int)
-    arguments = {"run": run, "vocabulary": vocabulary, "alphas": alphas, "chosen": chosen, "rows": tuple(rows)}
-    with StageProgress("evaluate", len(images.parts), "parts") as progress:
+    arguments = {"run": run, "vocabulary": vocabulary, "rows": tuple(rows)}
+    with StageProgress(STAGE, len(images.parts), "parts") as progress:
 
         def on_done(result: dict[str, Any]) -> None:
             nonlocal counts, boundaries, statistics, num_images, num_judged, class_images
@@ -173,14 +175,13 @@ def _judge_rows(config: RunConfig, run: Run, rows: Sequence[Row], demanded: list
         entry = {"name": row.name, "split": split, **_quality(counts[i, 0], boundaries[i], vocabulary)}
         entry |= {"images": int(num_images[i]), "images_judged": int(num_judged[i])}
         entry["failures"] = num_listed - int(num_images[i])
-        entry |= _about(row, counts[i], statistics[i], int(num_images[i]), alphas)
-        if row.is_map or row.column == "cut":
-            entry["source"] = sections[row.stage].source.kind
+        entry |= _about(row, counts[i], statistics[i], int(num_images[i]))
+        if row.source:
+            entry["source"] = row.source
         entry["seconds_per_image"] = _seconds(run, row)
         entries.append(entry)
-    own = [
-        receipt for stage in dict.fromkeys([*demanded, *(row.stage for row in rows)]) if (receipt := run.receipt(stage))
-    ]
+    names = [stage.name.removeprefix(home_of(stage.name)) for stage in stages]
+    own = [receipt for name in names if (receipt := run.receipt(name))]
     return {
         "split": split,
         "truth": bool(num_judged.any()),
@@ -204,15 +205,8 @@ def split_name(config: RunConfig) -> str:
     return data.split if data.max_images is None else f"{data.split}, first {data.max_images}"
 
 
-def judge_shard(
-    block: pa.Table,
-    run: Run,
-    vocabulary: Vocabulary,
-    alphas: dict[str, float],
-    chosen: dict[str, str],
-    rows: tuple[Row, ...],
-) -> pa.Table:
-    """One part's confusion matrices and sums, as one row of RESULT; `chosen` are the maps that made each seed."""
+def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[Row, ...]) -> pa.Table:
+    """One part's confusion matrices and sums, as one row of RESULT."""
     part = block["part"][0].as_py()
     num_classes = 1 + len(vocabulary.classes)
     counts = np.zeros((len(rows), 1 + len(POWERS), num_classes, num_classes + 1), np.int64)
@@ -235,9 +229,9 @@ def judge_shard(
                 statistics[i] += _statistics(labels)
                 if truth is not None:
                     if row.is_ceiling:
-                        made = [_ceiling(row, labels, vocabulary, truth, chosen)]
+                        made = [_ceiling(row, labels, vocabulary, truth)]
                     else:
-                        made = _label_maps(row, labels, vocabulary, alphas.get(row.stage))
+                        made = _label_maps(row, labels, vocabulary)
                     counts[i, : len(made)] += [confusion_matrix(own, truth, num_classes) for own in made]
                     boundaries[i] += boundary_counts(made[0], truth, num_classes)
                     num_judged[i] += 1
@@ -274,17 +268,14 @@ def _statistics(labels: dict[str, Any]) -> tuple[float, float, float]:
     return labels.get("mean_confidence", 0.0), labels.get("coverage") or 0.0, float(bool(labels.get("missing")))
 
 
-def _label_maps(
-    row: Row, labels: dict[str, Any], vocabulary: Vocabulary, alpha: float | None
-) -> list[UInt8[np.ndarray, "height width"]]:
+def _label_maps(row: Row, labels: dict[str, Any], vocabulary: Vocabulary) -> list[UInt8[np.ndarray, "height width"]]:
     """The label map to be judged, and for class maps those of the other background powers after it."""
-    if not row.is_map:
+    if row.background_power is None:
         return [decode_label_png(labels[row.column])]
-    assert alpha is not None
     indices = vocabulary.indices(labels["classes"])
     maps = _maps_of(labels, row.column)
     size = (labels["height_px"], labels["width_px"])
-    return [label_map_from_cam(maps, indices, *size, power) for power in (alpha, *POWERS)]
+    return [label_map_from_cam(maps, indices, *size, power) for power in (row.background_power, *POWERS)]
 
 
 def _ceiling(
@@ -292,12 +283,12 @@ def _ceiling(
     labels: dict[str, Any],
     vocabulary: Vocabulary,
     truth: UInt8[np.ndarray, "height width"],
-    chosen: dict[str, str],
 ) -> UInt8[np.ndarray, "height width"]:
     """The labels of a row that the ground truth has a part in."""
     if row.column == "named":
         return named_by_truth(superpixels_from_row(labels), truth)
-    return cut_best(_maps_of(labels, chosen[row.stage]), vocabulary.indices(labels["classes"]), truth)
+    assert row.maps is not None
+    return cut_best(_maps_of(labels, row.maps), vocabulary.indices(labels["classes"]), truth)
 
 
 def _maps_of(labels: dict[str, Any], column: str) -> np.ndarray:
@@ -318,14 +309,12 @@ def _quality(counts: np.ndarray, boundaries: np.ndarray, vocabulary: Vocabulary)
     }
 
 
-def _about(
-    row: Row, counts: np.ndarray, statistics: np.ndarray, num_images: int, alphas: dict[str, float]
-) -> dict[str, Any]:
+def _about(row: Row, counts: np.ndarray, statistics: np.ndarray, num_images: int) -> dict[str, Any]:
     """What only maps, only seeds or only predictions have to tell."""
     if row.is_ceiling:
         return {"is_ceiling": True}
     if row.is_map:
-        entry: dict[str, Any] = {"background_power": alphas[row.stage]}
+        entry: dict[str, Any] = {"background_power": row.background_power}
         if counts.any():
             mious = [mean_iou(matrix) for matrix in counts[1:]]
             best = int(np.argmax(mious))

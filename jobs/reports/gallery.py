@@ -1,9 +1,10 @@
-"""Stage `reports`, second half: one self-contained page with table, failures and a gallery by uncertainty."""
+"""Of stage `reports`, the page: one self-contained page with table, failures and a gallery by uncertainty."""
 
 from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -20,9 +21,9 @@ from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.reports.evaluate import STAGE
 from fmwsss.jobs.reports.table import class_cells, table_cells
-from fmwsss.jobs.run_layout import METRICS_FILE, round_stage
+from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import StageError, upstream
+from fmwsss.jobs.stages import Stage, upstream
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 PAGE_FILE = "index.html"
@@ -31,20 +32,23 @@ PANELS = ("image", "CAM", "whole", "part", "sub-part", "coarse", "fine", "truth"
 CURVE_POINTS = 200
 
 
-def run(config: RunConfig, run: Run) -> str:
+def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> str:
     """Writes `reports/index.html`, which opens from a disk without a network; returns its URL.
 
+    Args:
+        config: the run file.
+        run: the run folder, with `reports/metrics.json`.
+        stages: of the run; those of iterations have curves.
+
     Raises:
-        ValueError: the run was not evaluated yet.
+        ValueError: the seeds are not complete.
     """
-    (fine, *_) = upstream(run, STAGE, ["seeds/fine"])
-    reports = run.folder.child(STAGE)
-    if not reports.exists(METRICS_FILE):
-        raise StageError(f"the preview needs {reports.url}/{METRICS_FILE}; run `fmwsss evaluate` first")
+    (fine,) = upstream(run, STAGE, ["seeds/fine"])
+    learned = [stage.name for stage in stages if stage.unit == "iterations" and run.receipt(stage.name)]
     chosen = _choose(run, fine.parts, config.preview.num_images)
     # The page is made and written by one task on a worker: no picture passes through the driver.
-    ray.get(_write_page.options(num_cpus=0.5).remote(config, run, chosen))
-    return f"{reports.url}/{PAGE_FILE}"
+    ray.get(_write_page.options(num_cpus=0.5).remote(config, run, chosen, learned))
+    return f"{run.folder.child(STAGE).url}/{PAGE_FILE}"
 
 
 def _choose(run: Run, parts: list[str], count: int) -> list[tuple[str, str]]:
@@ -59,13 +63,20 @@ def _choose(run: Run, parts: list[str], count: int) -> list[tuple[str, str]]:
 
 
 @ray.remote
-def _write_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> None:
-    page = make_page(config, run, chosen)
+def _write_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]], learned: list[str]) -> None:
+    page = make_page(config, run, chosen, learned)
     run.folder.child(STAGE).write(PAGE_FILE, page.encode())
 
 
-def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str:
-    """The page as text; everything that comes from the data is escaped."""
+def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]], learned: list[str]) -> str:
+    """The page as text; everything that comes from the data is escaped.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        chosen: part and id of the images that are shown.
+        learned: the stages that learned something, in their order.
+    """
     metrics = json.loads(run.folder.child(STAGE).read(METRICS_FILE))
     vocabulary = config.resolve_vocabulary()
     cards = []
@@ -80,7 +91,7 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]]) -> str
         metrics=metrics,
         table=[table_cells(row) for row in metrics["rows"]],
         by_class=class_cells(metrics),
-        curves=[_curve(run, stage) for stage in _learned(config, run)],
+        curves=[_curve(run, stage) for stage in learned if run.folder.child(stage).exists(HISTORY_FILE)],
         failures=run.failures().to_pylist(),
         classes=sorted({chip["name"] for card in cards for chip in card["classes"]}),
         panel_names=cards[0]["panels"] if cards else [],
@@ -129,14 +140,6 @@ def _card(rows: dict[str, Any], vocabulary: Vocabulary, column: str) -> dict[str
 
 def _colour(class_index: int) -> str:
     return "#" + "".join(f"{value:02x}" for value in PALETTE[class_index])
-
-
-def _learned(config: RunConfig, run: Run) -> list[str]:
-    """The stages that learned something, in their order."""
-    rounds = config.segmenter.rounds if config.segmenter else 0
-    segmenters = [round_stage(number) for number in range(1, rounds + 1)]
-    stages = ["prompts/classification", "prompts/segmentation", *segmenters]
-    return [stage for stage in stages if run.receipt(stage) and run.folder.child(stage).exists(HISTORY_FILE)]
 
 
 def _curve(run: Run, stage: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from fmwsss.cluster.execution.rows import keep_images, map_rows, write_block
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.replicas.clip_maps import ClipReplica
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Run
 from fmwsss.core.images import encode_grey_png, encode_label_png
 from fmwsss.core.schemas import SEEDS, maps_from_bytes, superpixels_from_row
 from fmwsss.core.vocabulary import Vocabulary
@@ -20,71 +20,106 @@ from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_cl
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
 from fmwsss.jobs.images.decode import decode_shard
-from fmwsss.jobs.run_layout import PROMPTS_OF
 from fmwsss.jobs.seeds.given import add_given, given_shard
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
-from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 
+PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
 
 
-def run(config: RunConfig, run: Run, which: Literal["coarse", "fine"]) -> Receipt:
-    """Makes one set of seeds: decode | CLIP | classify, paint, encode and write.
-
-    Raises:
-        ValueError: the stages before it are not complete, or every image failed.
-    """
-    return make(config, run, f"seeds/{which}", getattr(config.seeds, which), PROMPTS_OF[which], PROMPTS_FILE)
-
-
-def make(
+def seeds_stage(
     config: RunConfig,
-    run: Run,
-    stage: str,
+    name: str,
     section: SeedSection,
     prompts: str,
-    prompts_file: str,
+    prompts_file: str = PROMPTS_FILE,
     png: bool | None = None,
-) -> Receipt:
-    """Makes the seeds of one file of prompts.
+    judged: tuple[Judged, ...] = (),
+) -> Stage:
+    """The stage that makes the seeds of one file of prompts: decode | CLIP | classify, paint, encode and write.
 
     Args:
         config: the run file.
-        run: the run folder.
-        stage: where the seeds go.
+        name: where the seeds go.
         section: how they are made.
         prompts: the stage that learned the prompts.
         prompts_file: their file in it.
         png: whether to write PNGs too; None leaves it to the run file.
+        judged: what of them the report compares with the ground truth.
     """
-    images, superpixels, *learned = upstream(
-        run, stage, ["images", "superpixels", *([prompts] if section.needs_prompts else [])]
+    with_png = config.seeds.png if png is None else png
+    return Stage(
+        name=name,
+        unit="images",
+        reads=("images", "superpixels", *([prompts] if section.needs_prompts else [])),
+        settings=lambda: {
+            "clip": config.clip.model_dump(),
+            "seeds": section.model_dump(mode="json"),
+            "png": with_png,
+            "confidence": config.seeds.confidence,
+        },
+        operators=lambda run: _operators(
+            config, run, name, section, (run.folder.child(prompts), prompts_file), with_png
+        ),
+        cost=ShardCost(ClipReplica),
+        judged=judged,
     )
-    inputs = {
-        "clip": config.clip.model_dump(),
-        "seeds": section.model_dump(mode="json"),
-        "png": config.seeds.png if png is None else png,
-        "confidence": config.seeds.confidence,
-    }
-    started = begin_stage(run, stage, inputs, [images, superpixels, *learned])
-    if started.receipt:
-        return started.receipt
-    vocabulary = config.resolve_vocabulary()
+
+
+def _coarse(config: RunConfig) -> list[Stage]:
+    section = config.seeds.coarse
+    judged = (*_maps(section, "", "coarse"), Judged("coarse", "seed"))
+    return [seeds_stage(config, "seeds/coarse", section, PROMPTS_OF["coarse"], judged=judged)]
+
+
+def _fine(config: RunConfig) -> list[Stage]:
+    section = config.seeds.fine
+    judged = (*_maps(section, " of fine", "fine"), Judged("fine", "seed"))
+    return [seeds_stage(config, "seeds/fine", section, PROMPTS_OF["fine"], judged=judged)]
+
+
+def _maps(section: SeedSection, of: str, name: str) -> tuple[Judged, ...]:
+    """Class maps before and after the affinity, and the best that can be cut out of them; SAM has no part in them."""
+    own = {"source": section.source.kind, "without": ("superpixels",)}
+    columns = {key: column for key, column in MAPS_COLUMN.items() if column != "refined_cam" or section.has_affinity}
+    made = [Judged(f"{key}{of}", column, section.alpha, **own) for key, column in columns.items()]
+    return (*made, Judged(f"maps of {name} cut best", "cut", maps=MAPS_COLUMN[section.maps], **own))
+
+
+DECLARATIONS = (
+    Declaration(
+        "seeds/coarse",
+        "Make the coarse seeds, from the classification prompts.",
+        _coarse,
+        old_names=("seed-coarse", "seed coarse"),
+    ),
+    Declaration(
+        "seeds/fine",
+        "Make the fine seeds, from the segmentation prompts.",
+        _fine,
+        old_names=("seed-fine", "seed fine"),
+    ),
+)
+
+
+def _operators(
+    config: RunConfig, run: Run, stage: str, section: SeedSection, prompts: tuple[Folder, str], png: bool
+) -> list[Operator]:
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     write_arguments = {
         "run": run,
         "stage": stage,
-        "vocabulary": vocabulary,
+        "vocabulary": config.resolve_vocabulary(),
         "section": section,
-        "png": inputs["png"],
+        "png": png,
         "confidence": config.seeds.confidence,
     }
-    operators = [
-        *map_operators(config, run, plan, section, (run.folder.child(prompts), prompts_file), stage),
+    return [
+        *map_operators(config, run, plan, section, prompts, stage),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def map_operators(

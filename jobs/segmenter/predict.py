@@ -5,108 +5,125 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from fmwsss.cluster.execution.resources import plan_replicas
 from fmwsss.cluster.execution.rows import write_block
 from fmwsss.cluster.execution.shard_pipeline import Operator
-from fmwsss.cluster.models.loaders import check
-from fmwsss.cluster.models.segmenters import SegmenterSpec
 from fmwsss.cluster.replicas.segmenter import SegmenterReplica
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.schemas import PREDICTIONS
-from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.images import ingest
 from fmwsss.jobs.images.decode import decode_shard
-from fmwsss.jobs.reports import evaluate
-from fmwsss.jobs.run_layout import PREDICTED, REFINED, VALIDATION, predictions_name, predictions_run
+from fmwsss.jobs.images.ingest import images_stage
+from fmwsss.jobs.reports import reports
+from fmwsss.jobs.run_layout import (
+    PREDICTED,
+    REFINED,
+    VALIDATION,
+    kept_folder,
+    predictions_name,
+    predictions_run,
+    round_stage,
+)
 from fmwsss.jobs.segmenter import refine
-from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec, trained_folder
-from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
-from fmwsss.jobs.superpixels import propose
+from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
+from fmwsss.jobs.stages import Declaration, Judged, Stage, make_stage
+from fmwsss.jobs.superpixels.propose import superpixels_stage
 
 
-def run(config: RunConfig, run: Run) -> dict[str, Any] | None:
-    """Predicts the validation images that the run file names, if it does, and judges them if they have truth."""
-    if config.segmenter is None or config.segmenter.validation is None:
-        return None
-    return predict_dataset(config, run, config.segmenter.validation, VALIDATION)
-
-
-def predict_dataset(
-    config: RunConfig, run: Run, dataset: ToyData | VocData | FolderData | UnlabelledData, name: str
-) -> dict[str, Any]:
-    """Images in, label maps out: ingest | predict | propose | refine | judge; what is complete is not done again.
+def predictions_stages(
+    config: RunConfig, dataset: ToyData | VocData | FolderData | UnlabelledData, name: str
+) -> list[Stage]:
+    """Images in, label maps out: the stages images | predicted | superpixels | refined | reports of a run in the run.
 
     Args:
         config: the run file; its dataset is not the one that is predicted.
-        run: whose segmenter it is.
         dataset: the images. Their labels, if they have any, are not looked at.
         name: of the folder in `predictions/`.
 
-    Returns:
-        the figures, as `fmwsss.jobs.reports.evaluate.run_predictions` gives them.
-
     Raises:
-        ValueError: there is no trained segmenter, the images can't be read, or all of them failed.
+        StageError: the name is no name for a folder.
     """
-    model, trained = trained_folder(config, run)
-    if config.predict.cam_weight:  # not after SAM's hours
-        check(config.clip.spec(), "clip")
-        upstream(run, predictions_name(name), [run_layout.PROMPTS_OF["fine"]])
-    spec = segmenter_spec(config)
-    own = predictions_run(run, name)
+    assert config.segmenter is not None
+    home = f"{predictions_name(name)}/"
     own_config = config.model_copy(update={"dataset": dataset})
-    ingest.run(own_config, own)
-    predict_images(config, own, spec, model, trained, PREDICTED, restrict=False)
-    if config.predict.refine == "sams":
-        propose.run(own_config, own)
-    if config.predict.refine:
-        refine.refine_images(config, own, run, PREDICTED, REFINED, config.predict.refine)
-    return evaluate.run_predictions(own_config, own)
+    predicted, refine_by = f"{home}{PREDICTED}", config.predict.refine
+    trained = round_stage(config.segmenter.rounds)
+    judged = Judged("predicted", "labels")
+    stages = [
+        replace(images_stage(own_config, home), cost=None),
+        predicted_stage(config, predicted, f"{home}images", trained, restrict=False, judged=(judged,)),
+    ]
+    if refine_by == "sams":
+        stages.append(superpixels_stage(own_config, home))
+    if refine_by:
+        judged = Judged("refined", "labels")
+        stages.append(refine.refined_stage(config, f"{home}{REFINED}", predicted, home, refine_by, (judged,)))
+    return [*stages, reports.predictions_stage(own_config, home)]
+
+
+def _validation_stages(config: RunConfig) -> list[Stage]:
+    """Those of the validation images that the run file names, if it does."""
+    if config.segmenter is None or config.segmenter.validation is None:
+        return []
+    return predictions_stages(config, config.segmenter.validation, VALIDATION)
+
+
+DECLARATIONS = (
+    Declaration(
+        predictions_name(VALIDATION),
+        "Predict the validation images of the run file, and judge them if they have ground truth.",
+        _validation_stages,
+        old_names=("predict",),
+    ),
+)
 
 
 def ingest_validation(config: RunConfig, run: Run) -> Run:
     """The validation images of the run file, taken into the run."""
     assert config.segmenter is not None
     assert config.segmenter.validation is not None
-    own = predictions_run(run, VALIDATION)
-    ingest.run(config.model_copy(update={"dataset": config.segmenter.validation}), own)
-    return own
+    images, *_ = predictions_stages(config, config.segmenter.validation, VALIDATION)
+    make_stage(images, run, config.max_failures)
+    return predictions_run(run, VALIDATION)
 
 
-def predict_images(
-    config: RunConfig, run: Run, spec: SegmenterSpec, model: Folder, trained: Receipt, stage: str, restrict: bool
-) -> Receipt:
-    """Predicts the images of a run with the segmenter in a folder: decode | segmenter | encode and write.
+def predicted_stage(
+    config: RunConfig, name: str, images: str, trained: str, restrict: bool, judged: tuple[Judged, ...] = ()
+) -> Stage:
+    """The stage that predicts images with a segmenter: decode | segmenter | encode and write.
 
     Args:
         config: the run file.
-        run: whose `images/` are predicted.
-        spec: of the segmenter.
-        model: its folder.
-        trained: receipt of its training.
-        stage: where the predictions go.
+        name: where the predictions go.
+        images: the stage of the images.
+        trained: the stage that trained the segmenter.
         restrict: whether only the labels of an image are possible.
-
-    Raises:
-        ValueError: the images are not there, or every image failed.
+        judged: what of them the report compares with the ground truth.
     """
-    (images,) = upstream(run, stage, ["images"])
-    section = config.predict
-    kept = model.url.rpartition("/")[2]
+    assert config.segmenter is not None
+    section, kept = config.predict, kept_folder(config.segmenter)
     settings = {"scales": section.scales, "flip": section.flip, "png": section.png, "restrict": restrict, "kept": kept}
-    settings |= queries_setting(config)
-    started = begin_stage(run, stage, settings, [images, trained])
-    if started.receipt:
-        return started.receipt
+    return Stage(
+        name=name,
+        unit="images",
+        reads=(images, trained),
+        settings=lambda: {**settings, **queries_setting(config)},
+        operators=lambda run: _operators(config, *run.within(name), run.folder.child(trained).child(kept), restrict),
+        cost=None,
+        judged=judged,
+    )
+
+
+def _operators(config: RunConfig, run: Run, stage: str, model: Folder, restrict: bool) -> list[Operator]:
+    section = config.predict
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     arguments = {
-        "spec": spec,
+        "spec": segmenter_spec(config),
         "folder": model,
         "scales": tuple(section.scales),
         "flip": section.flip,
@@ -115,9 +132,8 @@ def predict_images(
     }
     png_column = "labels" if section.png else None
     write_arguments = {"run": run, "stage": stage, "schema": PREDICTIONS, "png_column": png_column}
-    operators = [
+    return [
         Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
         plan.operator(SegmenterReplica, arguments),
         Operator(write_block, write_arguments, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)

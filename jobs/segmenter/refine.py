@@ -10,18 +10,17 @@ import pyarrow as pa
 from fmwsss.cluster.execution.resources import plan_replicas
 from fmwsss.cluster.execution.rows import keep_images, map_rows, start_rows, write_block
 from fmwsss.cluster.execution.shard_pipeline import Operator
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
+from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb, encode_grey_png, encode_label_png
 from fmwsss.core.schemas import DECODED_PAYLOAD, PREDICTIONS, REFINED, maps_from_bytes, superpixels_from_row
 from fmwsss.core.segmenter.refine import refine_by_crf, refine_labels
 from fmwsss.core.vocabulary import Vocabulary
-from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import PredictSection
 from fmwsss.jobs.images.decode import decode_row
 from fmwsss.jobs.seeds import seed
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+from fmwsss.jobs.stages import Judged, Stage
 
 SOURCE_OF = {"sams": "superpixels", "crf": "images"}  # what a method reads beside the predictions
 PREDICTED_PAYLOAD = [PREDICTIONS.field("labels"), PREDICTIONS.field("classes")]
@@ -30,41 +29,56 @@ REFINED_PAYLOAD = [field for field in REFINED if field.name != "image_id"]
 MIN_MAPPED_SHARE = 0.005
 
 
-def refine_images(
-    config: RunConfig, run: Run, learned: Run, predicted: str, stage: str, method: Literal["sams", "crf"]
-) -> Receipt:
-    """Refines the predictions of a run with its superpixels, or with its images; one task a shard.
+def refined_stage(
+    config: RunConfig,
+    name: str,
+    predicted: str,
+    home: str,
+    method: Literal["sams", "crf"],
+    judged: tuple[Judged, ...] = (),
+) -> Stage:
+    """The stage that refines predictions with superpixels, or with the images; one task a shard.
 
     No model has a part in it, unless class maps are to have a say (`predict.cam_weight`): then decode | CLIP | refine.
 
     Args:
         config: the run file.
-        run: with the predictions and, for `sams`, `superpixels/`.
-        learned: the run with the prompts of the class maps.
+        name: where the refined labels go.
         predicted: the stage of the predictions.
-        stage: where the refined labels go.
+        home: folder of the run in the run with images and superpixels, with a slash at its end; empty for the run.
         method: `sams`, or `crf`, which needs no superpixels.
-
-    Raises:
-        ValueError: predictions or superpixels are not complete, or every image failed.
+        judged: what of the labels the report compares with the ground truth.
     """
-    source, section = SOURCE_OF[method], config.predict
-    receipts = upstream(run, stage, [source, predicted])
-    num_rows, parts = receipts[1].num_rows, receipts[1].parts
-    settings: dict[str, Any] = {"method": method, "png": section.png}
-    if method == "sams":
-        settings["alpha"] = section.alpha
-        if section.uncovered != "segmenter":
-            settings["uncovered"] = section.uncovered
-    if section.cam_weight:
-        if config.seeds.fine.needs_prompts:
-            receipts += upstream(learned, stage, [run_layout.PROMPTS_OF["fine"]])
-        maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
-        settings |= {"cam_weight": section.cam_weight, **maps_settings}
-    started = begin_stage(run, stage, settings, receipts)
-    if started.receipt:
-        return started.receipt
-    cluster = config.cluster
+    section, source = config.predict, SOURCE_OF[method]
+    prompts = (seed.PROMPTS_OF["fine"],) if section.cam_weight and config.seeds.fine.needs_prompts else ()
+
+    def settings() -> dict[str, Any]:
+        found: dict[str, Any] = {"method": method, "png": section.png}
+        if method == "sams":
+            found["alpha"] = section.alpha
+            if section.uncovered != "segmenter":
+                found["uncovered"] = section.uncovered
+        if section.cam_weight:
+            maps_settings = {"clip": config.clip.model_dump(), "seeds": config.seeds.fine.model_dump(mode="json")}
+            found |= {"cam_weight": section.cam_weight, **maps_settings}
+        return found
+
+    return Stage(
+        name=name,
+        unit="images",
+        reads=(predicted, f"{home}{source}", *prompts),
+        settings=settings,
+        operators=lambda run: _operators(config, run, name, predicted, source),
+        cost=None,
+        judged=judged,
+    )
+
+
+def _operators(config: RunConfig, learned: Run, name: str, predicted: str, source: str) -> list[Operator]:
+    """The chain of `refined_stage`; the prompts of class maps are those of the run `learned`."""
+    section, cluster = config.predict, config.cluster
+    run, stage = learned.within(name)
+    _, predicted = learned.within(predicted)
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
     arguments = {
         "run": run,
@@ -77,14 +91,14 @@ def refine_images(
     }
     operators = [Operator(refine_shard, arguments, num_cpus=plan.helper_cpus)]
     if section.cam_weight:
-        prompts = (learned.folder.child(run_layout.PROMPTS_OF["fine"]), PROMPTS_FILE)
+        prompts = (learned.folder.child(seed.PROMPTS_OF["fine"]), PROMPTS_FILE)
         decode = {"run": run, "predicted": predicted, "stage": stage}
         operators = [
             Operator(decode_predicted_shard, decode, num_cpus=plan.helper_cpus),
             seed.clip_operator(config, plan, config.seeds.fine, prompts, stage),
             *operators,
         ]
-    return run_sharded(run, started, parts, num_rows, operators, config.max_failures)
+    return operators
 
 
 def decode_predicted_shard(block: pa.Table, run: Run, predicted: str, stage: str) -> pa.Table:

@@ -14,40 +14,64 @@ from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import SegmenterSection
-from fmwsss.jobs.run_layout import LAST, kept_folder, round_stage
+from fmwsss.jobs.run_layout import LAST, round_stage
 from fmwsss.jobs.segmenter import predict, refine
 from fmwsss.jobs.segmenter.train_job import TrainJob
 from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
-from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.stages import Declaration, Judged, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training.sampling import count_rows
 
 CLIP_BACKBONE = 2  # which design of `fmwsss.core.segmenter.clip_backbone`: weights of an earlier one do not fit
 
 
-def run(config: RunConfig, run: Run) -> Receipt | None:
-    """Trains the run's segmenter, if its file has a section for one; between two rounds the seeds are made anew.
+def stages(config: RunConfig) -> list[Stage]:
+    """A stage for each round of training, and the labels that are made between two of them; none without `segmenter`.
 
-    Raises:
-        ValueError: the seeds are not complete, the network cannot be made as asked, or there is nothing to learn from.
+    Between two rounds the segmenter predicts its own images, of each only its own classes, and superpixels refine them.
     """
     section = config.segmenter
     if section is None:
-        return None
-    receipt = None
-    for number in range(1, section.rounds + 1):
-        receipt = _train_round(config, run, section, number)
-        if number < section.rounds:
-            _relabel(config, run, section, number)
-    return receipt
-
-
-def stages(section: SegmenterSection) -> list[str]:
-    """What a training writes: a stage for each round, and the labels that are made between two of them."""
-    found = [round_stage(1)]
+        return []
+    found = [_round_stage(config, section, 1)]
+    method = config.predict.refine or "sams"
     for number in range(1, section.rounds):
-        found += [f"{round_stage(number)}/{name}" for name in (run_layout.PREDICTED, run_layout.REFINED)]
-        found.append(round_stage(number + 1))
+        trained = round_stage(number)
+        predicted, refined = (f"{trained}/{name}" for name in (run_layout.PREDICTED, run_layout.REFINED))
+        judged = (Judged(f"seeds of round {number + 1}", "labels"),)
+        found += [
+            predict.predicted_stage(config, predicted, "images", trained, restrict=True),
+            refine.refined_stage(config, refined, predicted, "", method, judged),
+            _round_stage(config, section, number + 1),
+        ]
     return found
+
+
+DECLARATIONS = (
+    Declaration(
+        "segmenter", "Train the segmenter of the run file on the seeds, in rounds.", stages, old_names=("train",)
+    ),
+)
+
+
+def _round_stage(config: RunConfig, section: SegmenterSection, number: int) -> Stage:
+    """One round of training.
+
+    Its `make` raises ValueError where the seeds are not complete, the network cannot be made as asked, or there is
+    nothing to learn from.
+    """
+    return Stage(
+        name=round_stage(number),
+        unit="iterations",
+        reads=("images", labels_of_round(number)[0]),
+        settings=lambda: training_inputs(config, choose_engine(section)),
+        make=lambda stage, run: _train_round(config, stage, run, section, number),
+        cost=StepCost(
+            step="training_step_s",
+            arguments=(segmenter_spec(config), section),
+            num_steps=lambda _: section.iterations,
+            batch_size=section.batch_size,
+        ),
+    )
 
 
 def labels_of_round(number: int) -> tuple[str, str]:
@@ -89,18 +113,17 @@ def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
     }
 
 
-def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
+def _train_round(config: RunConfig, stage: Stage, run: Run, section: SegmenterSection, number: int) -> Receipt:
     from fmwsss.jobs.segmenter.crops import CropSource
 
-    stage = round_stage(number)
     labels = labels_of_round(number)
-    images, seeds = upstream(run, stage, ["images", labels[0]])
-    engine, plan = choose_engine(section), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
-    started = begin_stage(run, stage, training_inputs(config, engine), [images, seeds])
+    images, seeds = upstream(run, stage.name, stage.reads)
+    settings, plan = stage.settings(), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
+    started = begin_stage(run, stage.name, settings, [images, seeds])
     if started.receipt:
         return started.receipt
     if seeds.num_rows < 1:
-        raise StageError(f"stage {stage}: there is no seed to learn from")
+        raise StageError(f"stage {stage.name}: there is no seed to learn from")
     if section.confidence_weights and not config.seeds.confidence:
         raise StageError(
             "segmenter.confidence_weights needs the confidences of the seeds: set seeds.confidence to true"
@@ -123,7 +146,7 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
     )
     job = TrainJob(
         run=run,
-        stage=stage,
+        stage=stage.name,
         spec=spec,
         source=source,
         section=section,
@@ -135,26 +158,12 @@ def _train_round(config: RunConfig, run: Run, section: SegmenterSection, number:
         validation=predict.ingest_validation(config, run) if section.validate_every else None,
         precision=section.precision or ("bfloat16" if plan.use_gpu else "float32"),
     )  # fmt: skip
-    loop = _detectron2_loop if engine == "detectron2" else _ray_loop
-    with StageProgress(stage, section.iterations, "iterations") as progress, watch_board(progress) as board:
-        train(loop, {"job": job, "board": board}, plan, scratch=run.folder.child(f"{stage}/_ray_train"))
-    folder = run.folder.child(stage)
+    loop = _detectron2_loop if settings["segmenter"]["engine"] == "detectron2" else _ray_loop
+    with StageProgress(stage.name, section.iterations, "iterations") as progress, watch_board(progress) as board:
+        train(loop, {"job": job, "board": board}, plan, scratch=run.folder.child(f"{stage.name}/_ray_train"))
+    folder = run.folder.child(stage.name)
     folder.delete([name for name in folder.list("_checkpoint")])
     return finish_stage(run, started, parts=[LAST], num_rows=seeds.num_rows, num_failures=0)
-
-
-def _relabel(config: RunConfig, run: Run, section: SegmenterSection, number: int) -> Receipt:
-    """New seeds by the segmenter of round `number`: of an image's own classes only, refined by its superpixels."""
-    stage = round_stage(number)
-    (trained,) = upstream(run, stage, [stage])
-    model = run.folder.child(stage).child(kept_folder(section))
-    predict.predict_images(
-        config, run, segmenter_spec(config), model, trained, f"{stage}/{run_layout.PREDICTED}", restrict=True
-    )
-    method = config.predict.refine or "sams"
-    return refine.refine_images(
-        config, run, run, f"{stage}/{run_layout.PREDICTED}", f"{stage}/{run_layout.REFINED}", method
-    )
 
 
 def _ray_loop(settings: dict[str, Any]) -> None:

@@ -11,30 +11,48 @@ from fmwsss.cluster.execution.resources import plan_replicas
 from fmwsss.cluster.execution.rows import map_rows, split_rows, summary
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.replicas.sam_masks import SamReplica
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.schemas import SUPERPIXELS, detections_from_row, superpixels_row
 from fmwsss.core.superpixels.postprocess import finish
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.decode import decode_shard
-from fmwsss.jobs.stages import begin_stage, run_sharded, upstream
+from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 from fmwsss.jobs.superpixels.shared_cache import SharedSuperpixels, sam_sha256
 
 STAGE = "superpixels"
 
 
-def run(config: RunConfig, run: Run) -> Receipt:
-    """Proposes superpixels for the run's images: decode | SAM | suppress, clean, encode and write.
+def superpixels_stage(config: RunConfig, home: str = "") -> Stage:
+    """The stage that proposes superpixels: decode | SAM | suppress, clean, encode and write.
 
-    Raises:
-        ValueError: the images are not there, the settings make no sense, or every image failed.
+    Args:
+        config: the run file.
+        home: folder of the run in the run whose images they are of, with a slash at its end; empty for the run itself.
     """
-    (images,) = upstream(run, STAGE, ["images"])
+    return Stage(
+        name=f"{home}{STAGE}",
+        unit="images",
+        reads=(f"{home}images",),
+        settings=lambda: {"sam": config.sam.model_dump(), "propose": config.propose.model_dump()},
+        operators=lambda run: _operators(config, run.within(f"{home}{STAGE}")[0]),
+        cost=ShardCost(SamReplica, requests_per_part=6) if not home else None,
+        judged=(Judged("superpixels named by ground truth", "named"),) if not home else (),
+    )
+
+
+DECLARATIONS = (
+    Declaration(
+        STAGE,
+        "Propose superpixels with SAM.",
+        lambda config: [superpixels_stage(config)],
+        old_names=("propose",),
+    ),
+)
+
+
+def _operators(config: RunConfig, run: Run) -> list[Operator]:
     settings = ProposalSettings(**config.propose.model_dump())
-    inputs = {"sam": config.sam.model_dump(), "propose": config.propose.model_dump()}
-    started = begin_stage(run, STAGE, inputs, [images])
-    if started.receipt:
-        return started.receipt
     shared = None
     if config.proposals is not None:
         # On a worker: the driver may have neither memory nor a GPU for a network.
@@ -42,12 +60,11 @@ def run(config: RunConfig, run: Run) -> Receipt:
         shared = SharedSuperpixels.of(config.proposals, sha256, settings)
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
-    operators = [
+    return [
         Operator(decode_unknown, {"run": run, "shared": shared}, num_cpus=plan.helper_cpus),
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
         Operator(write_shard, {"run": run, "settings": settings, "shared": shared}, num_cpus=plan.helper_cpus),
     ]
-    return run_sharded(run, started, images.parts, images.num_rows, operators, config.max_failures)
 
 
 def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:

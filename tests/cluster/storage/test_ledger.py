@@ -67,7 +67,7 @@ def test_changed_inputs_are_named_with_both_values(run: Run) -> None:
     ):
         assert change in text
     assert "sha256" not in text
-    assert "use another run folder, or start again from this stage with `--from`" in text
+    assert "use another run folder, or start again from there: `fmwsss run RUN_FILE --from superpixels`" in text
     assert len(text.splitlines()) == 1
 
 

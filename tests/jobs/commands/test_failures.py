@@ -14,10 +14,10 @@ from fmwsss.cluster.storage.retry import forget
 from fmwsss.core.images import ImageError
 from fmwsss.core.schemas import failure_row
 from fmwsss.jobs.commands.failures import show
-from fmwsss.jobs.config.load import config_of
-from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.config.load import config_of, load_config
 from fmwsss.jobs.segmenter import train
 
+ROOT = Path(__file__).parents[3]
 IDS = pa.schema([("image_id", pa.string())])
 READS = {
     "images": [],
@@ -120,7 +120,8 @@ def test_failures_of_one_stage_are_tried_again_alone(run: Run) -> None:
 
 
 def test_labels_made_between_two_rounds_are_tried_again_and_what_was_trained_on_them(run: Run) -> None:
-    names = train.stages(SegmenterSection(rounds=2))
+    config = load_config(str(ROOT / "configs" / "demo_segmenter.yaml"), ["segmenter.rounds=2"])
+    names = [stage.name for stage in train.stages(config)]
     assert names == [f"segmenter/{name}" for name in ("round-1", "round-1/predicted", "round-1/refined", "round-2")]
     run.write_manifest({"stages": [*READS, *names]})
     for stage, reads in zip(names, ("seeds/fine", *names), strict=False):

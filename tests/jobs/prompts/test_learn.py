@@ -25,11 +25,12 @@ from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.jobs import steps as pipeline
 from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.prompts import joint as joint_mode
 from fmwsss.jobs.prompts.learn_job import snapshot_file, snapshots
 from fmwsss.jobs.prompts.train_step import make_learner
 from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.stages import StageError
+from fmwsss.jobs.stages import StageError, make_stage
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 from tests.references import losses as losses_reference
 from tests.references import softmax_gradcam as maps_reference
@@ -37,7 +38,7 @@ from tests.references import softmax_gradcam as maps_reference
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
 SMALL = ["dataset.num_images=12", "shard_rows=6", "learn.classification.batch_size=6", "cluster.num_threads=1"]
-LEARN = ["ingest", "encode", "learn-classification"]
+LEARN = ["images", "features", "prompts/classification"]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_prompts_are_shown_as_the_words_nearest_to_them(alone: Path, tmp_path: P
 
 
 def test_prompts_of_another_run_are_taken_or_refused(undisturbed: str, cluster: None, tmp_path: Path) -> None:
-    steps = ["ingest", "encode", "learn-classification", "learn-segmentation"]
+    steps = ["images", "prompts"]
     taken = [f"prompts={undisturbed}", "dataset.num_images=2", "learn.classification.cache=input"]
     pipeline.run(load_config(DEMO, [f"run={tmp_path}/new", *taken]), steps)  # without coarse seeds to learn from
     for which in ("classification", "segmentation"):
@@ -140,13 +141,13 @@ def test_joint_mode_with_prompts_that_stand_still_is_the_staged_mode(cluster: No
     ]  # fmt: skip
     arguments = [f"run={tmp_path}", *SMALL, *more]
     joint, staged = load_config(DEMO, arguments), load_config(DEMO, [*arguments, "learn.joint_every=null"])
-    pipeline.run(joint, ["ingest", "propose", "learn-classification", "seed-coarse"])
+    pipeline.run(joint, ["images", "superpixels", "prompts/classification", "seeds/coarse"])
     run = Run(Folder(str(tmp_path)))
     assert snapshots(run, "prompts/classification") == [0, 2]
-    pipeline.run(staged, ["learn-segmentation"])
+    pipeline.run(staged, ["prompts/segmentation"])
     expected = learned(tmp_path, "segmentation")
     run.reset("prompts/segmentation")
-    pipeline.run(joint, ["learn-segmentation"])
+    pipeline.run(joint, ["prompts/segmentation"])
     assert np.array_equal(learned(tmp_path, "segmentation"), expected)
     assert run.folder.list("seeds/joint") == [], "seeds on the way are not kept"
 
@@ -217,16 +218,21 @@ def test_joint_mode_learns_from_the_seeds_of_its_time(cluster: None, tmp_path: P
     config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
     run = Run(Folder(str(tmp_path)))
     made: dict[str, tuple[str, list[bytes]]] = {}
-    make = seed.make
+    seeds_stage, files = seed.seeds_stage, {}
 
-    def spy(config, run, stage, section, prompts, prompts_file, png=None):
-        receipt = make(config, run, stage, section, prompts, prompts_file, png)
-        made[stage] = (prompts_file, [run.folder.child(stage).read(part) for part in receipt.parts])
+    def spy_on_files(config, name, section, prompts, prompts_file, **more):
+        files[name] = prompts_file
+        return seeds_stage(config, name, section, prompts, prompts_file, **more)
+
+    def spy_on_parts(stage, run, max_failures, **more):
+        receipt = make_stage(stage, run, max_failures, **more)
+        parts = [run.folder.child(stage.name).read(part) for part in receipt.parts]
+        made[stage.name] = (files[stage.name], parts)
         return receipt
 
-    monkeypatch.setattr(seed, "make", spy)
-    pipeline.run(config, ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"])
-    del made["seeds/coarse"]
+    monkeypatch.setattr(seed, "seeds_stage", spy_on_files)
+    monkeypatch.setattr(joint_mode, "make_stage", spy_on_parts)
+    pipeline.run(config, ["images", "superpixels", "prompts", "seeds/coarse"])
     assert {stage: file for stage, (file, _) in made.items()} == {
         "seeds/joint/00000000": snapshot_file(0), "seeds/joint/00000002": snapshot_file(2)
     }  # fmt: skip
@@ -273,7 +279,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 @pytest.mark.timeout(900)
 def test_a_killed_driver_and_a_killed_worker_change_nothing(tmp_path: Path) -> None:
     more = ["learn.classification.epochs=40", "cluster.checkpoint_every_s=0"]
-    subprocess.run(fmwsss(["ingest"], tmp_path / "killed"), cwd=ROOT, check=True)
+    subprocess.run(fmwsss(["images"], tmp_path / "killed"), cwd=ROOT, check=True)
     command = fmwsss(["learn", "classification"], tmp_path / "killed", *more)
     checkpoint = tmp_path / "killed" / "prompts" / "classification" / "_checkpoint.pt"
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -294,6 +300,6 @@ def test_a_killed_driver_and_a_killed_worker_change_nothing(tmp_path: Path) -> N
     logs = list((checkpoint.parent / "logs").iterdir())
     assert len(logs) >= 2, "each start has a log of its own"
 
-    subprocess.run(fmwsss(["ingest"], tmp_path / "undisturbed"), cwd=ROOT, check=True)
+    subprocess.run(fmwsss(["images"], tmp_path / "undisturbed"), cwd=ROOT, check=True)
     subprocess.run(fmwsss(["learn", "classification"], tmp_path / "undisturbed", *more), cwd=ROOT, check=True)
     assert np.array_equal(learned(tmp_path / "killed"), learned(tmp_path / "undisturbed"))

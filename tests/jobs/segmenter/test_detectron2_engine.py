@@ -75,7 +75,7 @@ def test_two_workers_of_each_engine_have_the_same_losses(tmp_path: Path):
     for engine in ("ray", "detectron2"):
         path = tmp_path / engine
         make_run(path, blank_seeds=range(5))
-        command = [sys.executable, "-m", "fmwsss.jobs", "train", CONFIG, f"run={path}", *TINY, STEPS, swin,
+        command = [sys.executable, "-m", "fmwsss.jobs", "segmenter", CONFIG, f"run={path}", *TINY, STEPS, swin,
                    "segmenter.validate_every=10", f"segmenter.engine={engine}", "cluster.train_workers=2"]  # fmt: skip
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr

@@ -33,7 +33,7 @@ def fmwsss(*arguments: str) -> subprocess.CompletedProcess[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("predict") / "run"
     make_run(path)
-    result = fmwsss("train", CONFIG, f"run={path}", "segmenter.engine=ray", *TINY, "cluster.train_workers=2")
+    result = fmwsss("segmenter", CONFIG, f"run={path}", "segmenter.engine=ray", *TINY, "cluster.train_workers=2")
     assert result.returncode == 0, result.stderr
     assert "segmenter/round-1: 8 of 8 iterations" in result.stdout
     return path
@@ -75,7 +75,7 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
     arguments = ["predict", str(trained), "--images", str(photos), "--truth", str(truth), "--name", "mine"]
     result = fmwsss(*arguments, "predict.flip=true", "predict.scales=[1.0, 1.25]", "cluster.num_replicas=2", "--voc")
     assert result.returncode == 0, result.stderr
-    assert "predicted: 5 of 5 images" in result.stdout
+    assert "predictions/mine/predicted: 5 of 5 images" in result.stdout
     assert "boundary" in result.stdout
     own = trained / "predictions" / "mine"
     assert str(own / "voc_results.tar.gz") in result.stdout
@@ -124,7 +124,7 @@ def test_images_of_ones_own_are_predicted_refined_and_judged(trained: Path, tmp_
 @pytest.mark.timeout(900)
 def test_a_second_round_is_trained_on_refined_labels_of_the_images_own_classes(trained: Path):
     arguments = [CONFIG, f"run={trained}", "segmenter.engine=ray", *TINY, "segmenter.rounds=2"]
-    for step in ("propose", "train"):
+    for step in ("superpixels", "segmenter"):
         result = fmwsss(step, *arguments)
         assert result.returncode == 0, result.stderr
     assert "segmenter/round-1: 8 of 8" not in result.stdout, "the first round is there already"
