@@ -8,9 +8,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -27,25 +26,23 @@ class Commands(TyperGroup):
     Stages are asked for only where no other command has the name: their declarations need Ray.
     """
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """All names, for `--help`."""
         from fmwsss.jobs.steps import DECLARED
 
         return [*super().list_commands(ctx), *(own.name for own in DECLARED)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by its name; of a stage also by what it was called before."""
         command = super().get_command(ctx, cmd_name)
         return command or _stage_command(cmd_name)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that the words begin with: `seeds coarse` is `seeds/coarse`, `learn coarse` once was a name."""
         first = super().get_command(ctx, args[0])
-        is_own = first is not None and not (isinstance(first, click.Group) and args[1:2] and args[1] not in [
-            *first.list_commands(ctx), "--help"])  # fmt: skip
-        if not is_own and len(args) > 1 and not args[1].startswith("-"):
+        inner = first.list_commands(ctx) if hasattr(first, "list_commands") else []
+        is_stage = first is None or (inner and args[1:2] and args[1] not in inner)
+        if is_stage and len(args) > 1 and not args[1].startswith("-"):
             for name in ("/".join(args[:2]), " ".join(args[:2])):
                 if command := _stage_command(name):
                     return name, command, args[2:]
@@ -282,7 +279,7 @@ def _execute(path: str, overrides: list[str] | None, only: list[str] | None, res
         steps.run(config, only, restart_from)
 
 
-def _stage_command(name: str) -> click.Command | None:
+def _stage_command(name: str) -> Any:
     """The command that makes the stages of a name; None if there are none of that name, now or before."""
     from fmwsss.jobs.steps import DECLARED
 

@@ -135,7 +135,7 @@ def _measure(config: RunConfig, num_listed: int, num_images: int) -> list[StageP
         for stage in stages_of(config):
             if isinstance(stage.cost, ShardCost):
                 own, folder = receipts[stage.name], trial.folder.child(stage.name)
-                sizes = [len(folder.read(part)) for part in own.parts]
+                sizes = [file.bytes for file in own.files]
                 png_bytes = sum(len(folder.read(name)) for name in folder.list("png/")) / max(1, len(sizes))
                 seconds = _seconds_an_image([event for event in events if event["cat"] == stage.name])
                 plans[stage.name] = _plan_stage(

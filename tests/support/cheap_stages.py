@@ -1,6 +1,6 @@
 """A run without models, for the tests of faults: `python -m tests.support.cheap_stages RUN ADDRESS [STAGE ...]`.
 
-Everything around the models is the real thing (ingest, decoding, operators of `propose` and `seed`, ledger, lock, Ray
+Everything around the models is the real thing (ingest, decoding, operators of superpixels and seeds, ledger, lock, Ray
 Data); the replicas are actors that sleep and always find the same. So a run takes seconds, and every stage of it can be
 hit. benchmarks/chaos.py does the same with models.
 """

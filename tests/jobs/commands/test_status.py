@@ -11,12 +11,16 @@ from fmwsss.core.schemas import IMAGES
 from fmwsss.jobs.commands.status import gather
 from fmwsss.jobs.stages import begin_stage, finish_stage
 
-STAGES = ["images", "segmenter/round-1", "segmenter/round-2", "predictions/validation/predicted", "reports"]
+UNITS = {
+    "images": "images", "segmenter/round-1": "iterations", "segmenter/round-2": "iterations",
+    "predictions/validation/predicted": "images", "reports": None,
+}  # fmt: skip
+STAGES = list(UNITS)
 
 
 def test_rounds_and_predictions_are_told(tmp_path: Path) -> None:
     run = Run(Folder(str(tmp_path)))
-    run.write_manifest({"config": {}, "models": {}, "stages": STAGES, "versions": {}})
+    run.write_manifest({"config": {}, "models": {}, "stages": STAGES, "units": UNITS, "versions": {}})
     finish_stage(run, begin_stage(run, "images", {}, []), parts=[], num_rows=96, num_failures=0)
     finish_stage(run, begin_stage(run, "segmenter/round-1", {}, []), parts=[], num_rows=2000, num_failures=0)
     own = Run(run.folder.child("predictions/validation"))
@@ -39,5 +43,5 @@ def test_rounds_and_predictions_are_told(tmp_path: Path) -> None:
     assert (rows["segmenter/round-2"]["state"], rows["segmenter/round-2"]["seconds_left"]) == ("working", 990.0)
     # 96 images are the run's, not those that are predicted.
     assert rows["predictions/validation/predicted"]["total"] is None
-    predicted = told("predicted", 64)["predictions/validation/predicted"]
+    predicted = told(STAGES[3], 64)[STAGES[3]]
     assert (predicted["state"], predicted["left"], predicted["per_second"]) == ("working", 44, 2.0)
