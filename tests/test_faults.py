@@ -1,6 +1,6 @@
 """What happens to long runs: machines, processes, stores and disks fail. Afterwards: the same rows, the same bytes.
 
-On three nodes, with everything but the models (tests/support/cheap_stages.py), and an S3 server behind a proxy that can fail.
+On three nodes, with everything but the models (tests/support/cheap_stages.py), and an S3 server behind a proxy.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fmwsss.jobs.commands.verify import find_damage
 from fmwsss.jobs.config.load import config_of
 
 OLD = Path(__file__).parent / "data" / "old_run"
-STEPS = ["ingest", "propose", "learn-classification", "seed-coarse"]
+STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def test_a_run_of_the_release_before_is_gone_on_with(tmp_path: Path) -> None:
     shutil.copytree(OLD, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.name != "manifest.json"}
     run = Run(Folder(str(tmp_path / "run")))
-    steps.run(config_of(run, ["cluster.num_cpus=2", "cluster.num_replicas=1"]), STEPS)
+    steps.run(config_of(run, ["cluster.num_cpus=2", "cluster.num_replicas=1"]), STAGES)
     assert {path: path.read_bytes() for path in before} == before
     receipt = Run(run.folder).receipt("seeds/coarse")
     assert receipt is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmwsss.cluster.storage.ledger import FAILURES_FOLDER, Run
+from fmwsss.cluster.storage.ledger import Run
 
 
 def forget(run: Run, stage: str | None = None) -> dict[str, int]:

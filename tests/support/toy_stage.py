@@ -37,7 +37,7 @@ DECLARATIONS = (Declaration(NAME, "Measure how bright every image is.", stages, 
 
 def brightness_shard(block: pa.Table, run: Run) -> pa.Table:
     part = block["part"][0].as_py()
-    images = run.folder.child("images").read_table(part, columns=["image_id", "image", "classes"]).to_pylist()
+    images = run.read_part("images", part, columns=["image_id", "image", "classes"]).to_pylist()
 
     def measure(row: dict) -> dict:
         if row["image_id"] == BROKEN:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from fmwsss.jobs.prompts.learn_job import snapshot_file, snapshots
 from fmwsss.jobs.prompts.train_step import make_learner
 from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.stages import StageError, make_stage
+from fmwsss.jobs.stages import Stage, StageError, make_stage
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 from tests.references import losses as losses_reference
 from tests.references import softmax_gradcam as maps_reference
@@ -54,6 +55,21 @@ def learned(run: Path, which: str = "classification") -> np.ndarray:
 def learn(run: Path, *more: str, steps: list[str] = LEARN) -> np.ndarray:
     pipeline.run(load_config(DEMO, [f"run={run}", *SMALL, "learn.classification.epochs=2", *more]), steps)
     return learned(run)
+
+
+def spied_rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """Rows of every set of seeds that is made from now on, by its stage; those on the way are deleted after use."""
+    rows: dict[str, list] = {}
+
+    def spy(stage: Stage, run: Run, *more, **named) -> Any:
+        receipt = make_stage(stage, run, *more, **named)
+        if stage.name.startswith("seeds/"):
+            rows[stage.name] = [row for part in receipt.parts for row in run.read_part(stage.name, part).to_pylist()]
+        return receipt
+
+    for module in (pipeline, joint_mode):
+        monkeypatch.setattr(module, "make_stage", spy)
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +185,8 @@ def test_a_step_of_the_segmentation_prompts_is_that_of_cal_alone(
     ]  # fmt: skip
     config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
     run = Run(Folder(str(tmp_path)))
-    rows: dict[str, list] = {}
-    make = seed.make
-
-    def spy(config, run, stage, section, prompts, prompts_file, png=None):
-        receipt = make(config, run, stage, section, prompts, prompts_file, png)
-        rows[stage] = [row for part in receipt.parts for row in run.folder.child(stage).read_table(part).to_pylist()]
-        return receipt
-
-    monkeypatch.setattr(seed, "make", spy)
-    pipeline.run(config, ["ingest", "propose", "learn-classification", "seed-coarse", "learn-segmentation"])
+    rows = spied_rows(monkeypatch)
+    pipeline.run(config, ["images", "superpixels", "prompts", "seeds/coarse"])
     seeds = rows["seeds/coarse" if joint_every == "null" else "seeds/joint/00000000"]
     seed_of = {row["image_id"]: row["seed"] for row in seeds}
 
@@ -217,26 +225,19 @@ def test_joint_mode_learns_from_the_seeds_of_its_time(cluster: None, tmp_path: P
     ]  # fmt: skip
     config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
     run = Run(Folder(str(tmp_path)))
-    made: dict[str, tuple[str, list[bytes]]] = {}
     seeds_stage, files = seed.seeds_stage, {}
 
-    def spy_on_files(config, name, section, prompts, prompts_file, **more):
+    def spy(config, name, section, prompts, prompts_file="prompts.safetensors", **more):
         files[name] = prompts_file
         return seeds_stage(config, name, section, prompts, prompts_file, **more)
 
-    def spy_on_parts(stage, run, max_failures, **more):
-        receipt = make_stage(stage, run, max_failures, **more)
-        parts = [run.folder.child(stage.name).read(part) for part in receipt.parts]
-        made[stage.name] = (files[stage.name], parts)
-        return receipt
-
-    monkeypatch.setattr(seed, "seeds_stage", spy_on_files)
-    monkeypatch.setattr(joint_mode, "make_stage", spy_on_parts)
+    monkeypatch.setattr(seed, "seeds_stage", spy)
+    rows = spied_rows(monkeypatch)
     pipeline.run(config, ["images", "superpixels", "prompts", "seeds/coarse"])
-    assert {stage: file for stage, (file, _) in made.items()} == {
-        "seeds/joint/00000000": snapshot_file(0), "seeds/joint/00000002": snapshot_file(2)
-    }  # fmt: skip
-    first, second = (rows for _, rows in made.values())
+    stages = ["seeds/joint/00000000", "seeds/joint/00000002"]
+    assert [name for name in rows if name.startswith("seeds/joint")] == stages
+    assert [files[name] for name in stages] == [snapshot_file(0), snapshot_file(2)]
+    first, second = (rows[name] for name in stages)
     assert first != second, "the classification prompts have moved on, and the seeds with them"
     before = [run.folder.child("prompts/classification").read(snapshot_file(number)) for number in (0, 2)]
     assert before[0] != before[1]
