@@ -82,6 +82,17 @@ def download(url: str, path: Path, sha256: str, report: Report | None = None, nu
             raise DownloadError(f"{path.parent} cannot be written: {reason}") from None
 
 
+def is_reachable(url: str) -> bool:
+    """Whether a server answers at all; some clients try for minutes before they say that none does."""
+    try:
+        urllib.request.build_opener().open(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except Exception:
+        return False
+    return True
+
+
 def shown(url: str) -> str:
     """An address without what may be secret in it."""
     parts = urlsplit(url)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from fmwsss.cluster.models.download import DownloadError, Report, download, shown
+from fmwsss.cluster.models.download import DownloadError, Report, download, is_reachable, shown
 from fmwsss.cluster.models.known_weights import KnownWeights, Role, find_known
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 
@@ -188,7 +188,7 @@ def _hub_path(tag: dict[str, Any], fetch: bool) -> Path | None:
             if len(blob.name) == 64 and file_sha256(blob) != blob.name:
                 raise ModelError(f"{found} is damaged: its sha256 is not the one that it is named by; delete {blob}")
             return Path(found)
-    if not fetch:
+    if not fetch or not is_reachable(huggingface_hub.constants.ENDPOINT if hub else tag["url"]):
         return None
     try:
         return Path(download_pretrained(tag))

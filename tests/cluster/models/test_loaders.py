@@ -108,6 +108,14 @@ def test_a_known_name_without_internet_is_refused_in_one_line(
     assert "\n" not in told
 
 
+def test_a_tag_of_the_hub_without_internet_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda tag: pytest.fail("it tries for a minute"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match="clip: the weights ViT-B-16/laion2b_s34b_b88k are not on this machine and"):
+        check(ModelSpec(model="ViT-B-16", weights="laion2b_s34b_b88k"), "clip")
+
+
 def test_the_replicas_of_a_machine_fetch_once(tmp_path: Path) -> None:
     """Several processes at once, from a web server that counts."""
     asked: list[str] = []
