@@ -16,7 +16,7 @@ from fmwsss.cluster.storage.retry import forget
 from fmwsss.cluster.telemetry.progress import running
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
-from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models
+from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.exporters import voc
 from fmwsss.jobs.images import ingest
@@ -109,6 +109,7 @@ def run(
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
     pinned, models = pin_models(config)
+    pinned = pin_segmenter(pinned, models)
     stages = stages_of(pinned)
     with hold(ledger.folder, running) as claim:
         ledger = Run(ledger.folder.guarded(claim))

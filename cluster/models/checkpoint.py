@@ -52,10 +52,11 @@ def read_checkpoint(path: Path, with_values: bool = True) -> Checkpoint:
 
     Raises:
         ModelError: it is none, of no known format, cut off, or holds more than tensors.
+        FileNotFoundError: there is no file.
     """
     try:
         found = dict(_tensors_by_name(_read(path, with_values)))
-    except ModelError:
+    except (ModelError, FileNotFoundError):
         raise
     except Exception as error:  # each format has errors of its own, and a damaged file any of them
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

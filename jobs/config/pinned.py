@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fmwsss.cluster.models.checkpoint import read_checkpoint
 from fmwsss.cluster.models.known_weights import Role
 from fmwsss.cluster.models.loaders import check, factory_sha256
+from fmwsss.cluster.models.segmenters import WEIGHTS_FILE
+from fmwsss.cluster.models.spec import ModelError, ModelSpec
+from fmwsss.cluster.models.weights import file_sha256, weights_file
 from fmwsss.cluster.storage.ledger import INPUTS, Run
+from fmwsss.jobs.config.base import Section
 from fmwsss.jobs.config.run import RunConfig
 
 ROLES: tuple[Role, ...] = ("clip", "sam")
+_SUM_OF = {"clip": "sha256", "sam": "sha256", "segmenter": "weights_sha256"}  # in its section
 Models = dict[str, dict[str, str | None]]
 
 
@@ -41,8 +48,32 @@ def pin_models(config: RunConfig, roles: Sequence[Role] = ROLES) -> tuple[RunCon
         if models[role].get("note"):
             print(f"{role}: {models[role]['note']}", flush=True)
     found = {role: {"model": about["model"], "sha256": about.get("sha256")} for role, about in models.items()}
-    sections = {role: getattr(config, role).model_copy(update=found[role]) for role in roles}
+    sections: dict[str, Section] = {role: getattr(config, role).model_copy(update=found[role]) for role in roles}
     return config.model_copy(update=sections), models
+
+
+def pin_segmenter(config: RunConfig, models: Models) -> RunConfig:
+    """The same for the weights that the segmenter begins with, where they lie on this machine or have one file.
+
+    Raises:
+        ModelError: they are not there, or cannot be read.
+    """
+    section = config.segmenter
+    if section is None or section.weights is None:
+        return config
+    if section.network == "deeplabv3plus":
+        path = weights_file(ModelSpec(weights=section.weights, sha256=section.weights_sha256))
+    elif "://" in section.weights:  # a folder of an object store: too much to be read at every start
+        return config
+    else:
+        path = Path(section.weights).expanduser() / WEIGHTS_FILE
+    try:
+        read_checkpoint(path, with_values=False)
+    except OSError:
+        raise ModelError(f"segmenter.weights: there is no {path}") from None
+    models["segmenter"] = {"weights": section.weights, "sha256": file_sha256(path)}
+    pinned = section.model_copy(update={"weights_sha256": models["segmenter"]["sha256"]})
+    return config.model_copy(update={"segmenter": pinned})
 
 
 def adopt_weights(run: Run, stages: Iterable[str], recorded: Mapping[str, Any], models: Models) -> None:
@@ -62,12 +93,12 @@ def adopt_weights(run: Run, stages: Iterable[str], recorded: Mapping[str, Any], 
     for stage in stages:
         folder = run.folder.child(stage)
         inputs: dict[str, Any] = json.loads(folder.read(INPUTS))
-        bare = [role for role in models if isinstance(inputs.get(role), dict) and not inputs[role].get("sha256")]
+        bare = [role for role in models if isinstance(inputs.get(role), dict) and not inputs[role].get(_SUM_OF[role])]
         for role in bare:
             was = recorded.get(role, {}).get("sha256")
             unknown |= {role} if was is None and models[role].get("sha256") else set()
-            inputs[role]["sha256"] = was or models[role].get("sha256")
-        if any(inputs[role]["sha256"] for role in bare):
+            inputs[role][_SUM_OF[role]] = was or models[role].get("sha256")
+        if any(inputs[role][_SUM_OF[role]] for role in bare):
             folder.write(INPUTS, (json.dumps(inputs, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
     for role in sorted(unknown):
         print(

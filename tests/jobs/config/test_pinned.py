@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
 from fmwsss.cluster.models.loaders import load_sam
@@ -16,7 +17,7 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Run
 from fmwsss.core.toy.models import new_sam
 from fmwsss.jobs.config.load import load_config
-from fmwsss.jobs.config.pinned import adopt_weights, pin_models
+from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
 from fmwsss.jobs.config.run import RunConfig
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
@@ -77,6 +78,25 @@ def test_weights_that_a_factory_reads_are_another_input(tmp_path: Path, monkeypa
     (tmp_path / "weights.pt").unlink()
     with pytest.raises(ModelError, match="sam: factory 'their_sam:make' fails: FileNotFoundError"):
         pin_models(config, ["sam"])
+
+
+@pytest.mark.parametrize("network", ["deeplabv3plus", "mask2former"])
+def test_weights_that_the_segmenter_begins_with_are_another_input(network: str, tmp_path: Path) -> None:
+    weights = tmp_path / ("resnet.pth" if network == "deeplabv3plus" else "model.safetensors")
+    named = weights if network == "deeplabv3plus" else tmp_path
+    config = load_config(DEMO, [f"segmenter={{network: {network}, weights: {named}, iterations: 1}}"])
+    sums = []
+    for seed in range(2):
+        save_file({"conv1.weight": torch.full((2,), float(seed))}, weights)
+        models: Models = {}
+        pinned = pin_segmenter(config, models)
+        assert pinned.segmenter
+        sums.append(pinned.segmenter.weights_sha256)
+        assert sums[-1] == models["segmenter"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert sums[0] != sums[1]
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"there is no|no weights at"):
+        pin_segmenter(config, {})
 
 
 @pytest.mark.parametrize("recorded", ["same", "other", "nothing"])
