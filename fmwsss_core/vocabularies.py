@@ -83,9 +83,13 @@ def custom_vocabulary(
         name: short name of the vocabulary.
 
     Raises:
-        ValueError: see `Vocabulary`.
+        ValueError: see `Vocabulary`; or two classes have one prompt, between which no text can tell.
     """
     prompts = classes if prompts is None else prompts
+    first: dict[str, str] = {}
+    for own, prompt in zip(classes, prompts, strict=False):  # CLIP's tokens have no case and one space
+        if (other := first.setdefault(" ".join(prompt.lower().split()), own)) != own:
+            raise ValueError(f"the classes {other!r} and {own!r} have one prompt, {prompt!r}: give `prompts`")
     if backgrounds is None:
         taken = {word.lower() for text in (*classes, *prompts) for word in text.replace(",", " ").split()}
         backgrounds = [word for word in _BACKGROUNDS if word not in taken]

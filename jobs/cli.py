@@ -56,7 +56,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image-level labels to segmentation seeds with CLIP and SAM, on one machine or a Ray cluster.",
 )
-ConfigPath = Annotated[str, typer.Argument(metavar="RUN_FILE", help="a run file, such as configs/demo.yaml")]
+ConfigPath = Annotated[
+    str, typer.Argument(metavar="RUN_FILE", help="a run file, or the name of a preset, such as demo")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings laid over the run file")
 ]
@@ -151,7 +153,7 @@ def try_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="path of an image")],
     labels: Annotated[str, typer.Option(help="the classes that it shows, such as person,horse")],
     overrides: Overrides = None,
-    config: Annotated[str, typer.Option(help="run file: its models, and its run's prompts")] = "configs/voc12.yaml",
+    config: Annotated[str, typer.Option(help="run file or preset: its models, and its run's prompts")] = "voc12",
     output: Annotated[str, typer.Option(help="where the PNG goes")] = "try.png",
 ) -> None:
     """Make the seed of one image, without a run and without Ray: seed, superpixels and class maps in one PNG."""
@@ -236,6 +238,18 @@ def verify(
 
         if not run_command(Run(Folder(run)), mend):
             sys.exit(1)
+
+
+@app.command()
+def schema(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="as the page docs/run_file.md")] = False,
+) -> None:
+    """Print the JSON schema of run files, for editors: every key with its type, default and description."""
+    import json
+
+    from fmwsss.jobs.config.schema import editor_schema, markdown
+
+    print(markdown() if as_markdown else json.dumps(editor_schema(), indent=2, ensure_ascii=False))
 
 
 prompts_app = typer.Typer(no_args_is_help=True, help="Look at learned prompts.")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+import numpy as np
+import pytest
+
+from fmwsss.jobs.commands import plan_checks as checks
+from fmwsss.jobs.config.load import load_config
+from tests.support.image_files import png
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_the_example_of_the_public_api_runs():
@@ -19,3 +27,20 @@ def test_the_example_of_the_public_api_runs():
     assert seed.missing == ()
     found, true = seed.labels > 0, scene.truth > 0
     assert (found & true).sum() / (found | true).sum() > 0.4
+
+
+def test_the_run_file_of_the_readme_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table and the run file as they stand, and images of those names: everything but the weights is checked."""
+    section = (ROOT / "README.md").read_text().partition("## On your own images")[2]
+    table = re.findall(r"^    (image_id,classes\n(?:    .*\n)+)", section, re.MULTILINE)[0].replace("    ", "")
+    monkeypatch.chdir(tmp_path)
+    Path("labels.csv").write_text(table)
+    Path("photos").mkdir()
+    for line in table.splitlines()[1:]:
+        (Path("photos") / f"{line.partition(',')[0]}.jpg").write_bytes(png(np.zeros((40, 60, 3), np.uint8)))
+    Path("mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0])
+    config = load_config("mine.yaml")
+    sources: list = []
+    assert checks.images(config, sources) == "2, of which 0 can't be used"
+    assert checks.labels(config, config.resolve_vocabulary(), sources) == "3 of 3 classes occur"
+    assert checks.pixels(config, config.resolve_vocabulary(), sources).startswith("2 of 2 of a sample can be decoded")

@@ -45,7 +45,7 @@ def _percent(value: Any) -> Any:
     return value
 
 
-Percentage = Annotated[Share, BeforeValidator(_percent)]
+Percentage = Annotated[Share, BeforeValidator(_percent, json_schema_input_type=Share | str)]
 
 
 Count = Annotated[int, Field(ge=1)]

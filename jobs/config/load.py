@@ -5,122 +5,56 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import date
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.redaction import has_secret, redacted
-from fmwsss.jobs.config.limited_yaml import load_yaml
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.config.run_file import laid_over, method_of, read_run_file
+from fmwsss.jobs.config.yaml_text import ConfigError, read_yaml
 
 _SAY_WHICH = "say which run file names it: --config RUN_FILE (for `predict` and `export` in place of RUN)"
 # What pydantic puts between the keys of a section of which there are several kinds.
-_CHOICES = {"toy", "voc", "folder", "unlabelled", "VocabularySection", "gradcam", "patch", "given", "mixture"}
-MAX_BASES = 8  # of a run file, one below the other
-METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
-
-
-class ConfigError(ValueError):
-    """A run file that cannot be used; one line per mistake."""
+_CHOICES = {"toy", "voc", "folder", "unlabelled", "VocabularySection", "str", "gradcam", "patch", "given", "mixture"}
 
 
 def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
     """Reads a run file and lays `key.path=value` overrides over it; values are read as YAML.
 
-    A run file with a key `base`, the path of another beside it or several of them, is laid over that one, or over the
-    last of them laid over those before it. `method: NAME` lays the numbers of a method (`configs/methods/NAME.yaml`, or
-    a file of one's own) over the bases and under the file's own keys; the override `method=NAME` over the whole file.
+    A run file with a key `base` is laid over what that names: the path of another beside it, a preset such as `voc12`,
+    or a list of them, each laid over those before it. `method: NAME` lays the numbers of a method
+    (`configs/methods/NAME.yaml`, or a file of one's own) over the bases and under the file's own keys; the override
+    `method=NAME` over the whole file.
+
+    Args:
+        path: of a run file, or the name of a preset.
+        overrides: settings laid over it.
 
     Raises:
         ConfigError: no such file, no YAML, or keys and values that are wrong; every one of them on its own line.
     """
-    raw = _read_run_file(path)
+    raw = read_run_file(path)
     own, rest = [], []
     for override in overrides or []:
         (own if override.partition("=")[0] == "method" else rest).append(override)
     if own and isinstance(raw, dict):
-        vocabulary = [override for override in rest if override.partition("=")[0] == "vocabulary"]
         seen = dict(raw)
-        for override in vocabulary:
+        for override in (override for override in rest if override.partition("=")[0] == "vocabulary"):
             _lay_over(seen, override)
-        raw = _laid_over(raw, _method(own[-1].partition("=")[2], path, seen))
+        raw = laid_over(raw, method_of(own[-1].partition("=")[2], path, seen))
     return check_config(raw, rest, path)
-
-
-def method_layer(name: str, vocabulary: str | None, network: str | None = None) -> dict[str, Any]:
-    """The numbers of a method, as keys of a run file.
-
-    Args:
-        name: of a file in `configs/methods`, or a path of one's own that ends in `.yaml`.
-        vocabulary: of the run file: what the method's file has under `for` and this name is laid over the rest.
-        network: of the run file's segmenter, if it trains one: what stands under `for_network` goes into `segmenter`.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    path = Path(name) if name.endswith(".yaml") else METHODS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in METHODS.glob("*.yaml")))
-        raise ConfigError(f"there is no method {name!r}; there are {known}, and files of your own that end in .yaml")
-    raw = _read_run_file(str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no settings")
-    of_vocabularies = raw.pop("for", {})
-    layer = _laid_over(raw, of_vocabularies.get(vocabulary, {}))
-    of_networks = layer.pop("for_network", {})
-    return _laid_over(layer, {"segmenter": of_networks[network]}) if network in of_networks else layer
-
-
-def _method(name: str, path: str, raw: dict[str, Any]) -> dict[str, Any]:
-    vocabulary, segmenter = raw.get("vocabulary"), raw.get("segmenter")
-    network = segmenter.get("network", "mask2former") if isinstance(segmenter, dict) else None
-    if name.endswith(".yaml") and not Path(name).is_absolute():
-        name = str(Path(path).parent / name)
-    return method_layer(name, vocabulary if isinstance(vocabulary, str) else "custom", network)
-
-
-def _read_run_file(path: str, num_below: int = 0) -> Any:
-    if num_below > MAX_BASES:
-        raise ConfigError(f"{path}: run files are each other's `base`")
-    try:
-        raw = _unshared(load_yaml(Path(path).read_text(encoding="utf-8-sig")))
-    except OSError:
-        raise ConfigError(f"no run file at {redacted(path)}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict) or not {"base", "method"} & raw.keys():
-        return raw
-    own = {key: value for key, value in raw.items() if key not in ("base", "method")}
-    bases = raw.get("base", [])
-    below: Any = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        below = _laid_over(below, _read_run_file(str(Path(path).parent / str(base)), num_below + 1))
-    if "method" in raw:
-        below = _laid_over(below, _method(str(raw["method"]), path, _laid_over(below, own)))
-    return _laid_over(below, own)
-
-
-def _unshared(value: Any) -> Any:
-    """The same without YAML's aliases: an override of one place must not change the other."""
-    return {key: _unshared(inner) for key, inner in value.items()} if isinstance(value, dict) else value
-
-
-def _laid_over(below: Any, above: Any) -> Any:
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
 
 
 def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
     """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings")
-    for override in overrides or []:
+    # First which kind a section is, for another kind empties it.
+    for override in sorted(overrides or [], key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _lay_over(raw, override)
     raw = _renewed(raw, path)
     if secret := list(_keys_of_secrets(raw)):
@@ -153,7 +87,7 @@ def _renewed(raw: dict[str, Any], path: str) -> dict[str, Any]:
             continue
         weight = section["cam_loss_weight"]
         own = {key: value for key, value in section.items() if key != "cam_loss_weight"}
-        renewed[which] = {**own, "classification_weight": 1.0, "cam_weight": weight}
+        renewed[which] = {"cam_loss": "cal", **own, "classification_weight": 1.0, "cam_weight": weight}
         print(
             f"{path}: 'learn.{which}.cam_loss_weight' is read as classification_weight: 1, cam_weight: {weight}; "
             "please write that (docs/prompts.md)",
@@ -178,16 +112,15 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"an override looks like key=value, not {redacted(override)!r}")
-    try:
-        value = load_yaml(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of {redacted(override)!r} is no YAML") from None
+    value = read_yaml(text, f"the value of {redacted(override)!r}")
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
         if not isinstance(node.get(parent), dict):
             node[parent] = {}
         node = node[parent]
+    if last == "kind" and node.get("kind", value) != value:
+        node.clear()
     node[last] = value
 
 
@@ -201,9 +134,29 @@ def _sentence(raw: Any, mistake: Any) -> str:
         return f"Unknown key: '{key}'{hint}"
     if mistake["type"] == "missing":
         return f"Missing key: '{key}'"
+    given = mistake["input"]
+    if given is None and mistake["type"] != "value_error":
+        field = _field_at(path)
+        default = f"; the default is {field.default}" if field and isinstance(field.default, str | int | float) else ""
+        return f"'{key}': null is no value of it{default}"
+    if mistake["type"] == "invalid_key":
+        return f"'{key}': keys are text; put {given!r} in quotes"
+    if mistake["type"] == "string_type" and isinstance(given, bool):
+        return f"'{key}': YAML reads no, off, yes and on as {given}; put it in quotes to have the word"
     message = str(mistake["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(mistake["input"], dict) else f" (given: {mistake['input']!r})"
-    return f"'{key}': {message[0].lower() + message[1:]}{given}"
+    hint = "; put it in quotes" if mistake["type"] == "string_type" and isinstance(given, int | float | date) else ""
+    told = "" if isinstance(given, dict) else f" (given: {given!r})"
+    return f"'{key}': {message[0].lower() + message[1:]}{told}{hint}"
+
+
+def _field_at(path: list[Any]) -> FieldInfo | None:
+    """What the schema says of a key; None inside a list, and of a key that only one of several kinds has."""
+    section: Any = RunConfig
+    field = None
+    for part in path:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field else None
+    return field
 
 
 def _known_keys(path: list[Any], raw: Any) -> list[str]:
@@ -214,7 +167,7 @@ def _known_keys(path: list[Any], raw: Any) -> list[str]:
     for part in path:
         node = node.get("properties", {}).get(part, {})
         raw = raw.get(part, {}) if isinstance(raw, dict) else {}
-        options = node.get("anyOf", []) + node.get("allOf", [])
+        options = node.get("anyOf", []) + node.get("allOf", []) + node.get("oneOf", [])
         # Of a section that may be left out the choice is one level down.
         choice = next((option["discriminator"] for option in [node, *options] if "discriminator" in option), {})
         mapping = choice.get("mapping")

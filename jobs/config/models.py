@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.jobs.config.base import Count, Section, Share, setting
 
+Words = Annotated[str, StringConstraints(strip_whitespace=True)]
+NO_CLASSES = {"background", "_background_", "bg", "ignore", "void", "unlabeled", "unlabelled"}
+
+
+def _by_index(value: Any) -> Any:
+    """Names in the order of their indices, where they are given as `{0: person, 1: car}`."""
+    if not isinstance(value, dict):
+        return value
+    if sorted(value, key=str) != sorted(range(len(value)), key=str):
+        raise ValueError("names with indices have all of 0, 1, 2, ... as keys; or give a list of names")
+    return [value[index] for index in range(len(value))]
+
 
 class VocabularySection(Section):
     """Classes of one's own."""
 
-    classes: list[str]
-    """Class names in the order of their indices 1, 2, ...; index 0 is background already."""
-    prompts: list[str] | None = None
+    classes: Annotated[list[Words], BeforeValidator(_by_index, json_schema_input_type=list[str] | dict[int, str])]
+    """Class names in the order of their indices 1, 2, ..., as a list or as `{0: first, 1: second}`; index 0 is
+    background already."""
+    prompts: list[Words] | None = None
     """Words that stand for each class in CLIP's prompts, one string a class; null: the class names (M1)."""
-    backgrounds: list[str] | None = None
+    backgrounds: list[Words] | None = None
     """Words for what surrounds the classes; null: VOC's, less every word of a class or prompt (M1)."""
+
+    @model_validator(mode="after")
+    def _are_classes(self) -> VocabularySection:
+        if wrong := [name for name in self.classes if name.lower() in NO_CLASSES]:
+            raise ValueError(
+                f"{wrong[0]!r} is no class: index 0 is background already, and 255 is what is ignored; leave it out"
+            )
+        return self
+
+
+# A name or a section, told apart before anything is checked, so that one mistake is one line.
+VocabularyChoice = Annotated[
+    Annotated[str, Tag("str")] | Annotated[VocabularySection, Tag("VocabularySection")],
+    Discriminator(lambda value: "VocabularySection" if isinstance(value, dict | VocabularySection) else "str"),
+]
 
 
 class ModelSection(Section):

@@ -24,6 +24,10 @@ class AugmentSection(Section):
 
 
 Weight = Annotated[float, Field(ge=0)]
+Context = Literal["unified", "class-specific"]
+NamePosition = Literal["end", "front", "middle"]
+Backgrounds = Literal["named", "learned"]
+CamLoss = Literal["cal", "relative-cal", "ce"]
 
 
 class LearnSection(Section):
@@ -32,21 +36,21 @@ class LearnSection(Section):
     What is minimised is classification_weight * (loss on the logits) + cam_weight * (loss on the maps).
     """
 
-    context: Literal["unified", "class-specific"]
+    context: Context
     """One set of context vectors for all prompts, or one for each prompt (M3)."""
-    name_position: Literal["end", "front", "middle"]
+    name_position: NamePosition
     """Where the name stands among the context vectors (M3)."""
     num_context: Count = NUM_CONTEXT
     """Context vectors of a prompt (M3)."""
     init_std: Annotated[float, Field(gt=0)] = INIT_STD
     """Standard deviation of the initial context vectors; CoOp .02, authors .0125 to .015 (M3)."""
-    backgrounds: Literal["named", "learned"]
+    backgrounds: Backgrounds
     """Background prompts: the vocabulary's words, or prompts without a name (M3)."""
     num_backgrounds: Annotated[int, Field(ge=0)] = NUM_BACKGROUNDS
     """Prompts without a name; read with `backgrounds: learned` only (M3)."""
     classification_loss: Literal["mcl", "bce"] = "mcl"
     """Loss on the logits: multi-label contrastive, or binary cross-entropy (M4)."""
-    cam_loss: Literal["cal", "relative-cal", "ce"] = "cal"
+    cam_loss: CamLoss = "cal"
     """Loss on the class maps: CAM activation loss, the same on maps divided by their maximum, or cross-entropy (M4)."""
     cam_map: Literal["raw", "rectified"] = "raw"
     """The map that CAL reads; authors raw, paper rectified (M4)."""
@@ -68,13 +72,13 @@ class LearnSection(Section):
     """Momentum of SGD (M3)."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """Weight decay of SGD (M3)."""
-    warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    warmup_iterations: Annotated[int, Field(ge=0)] = 20
     """Iterations of warm-up at a constant rate; authors: 500 VOC, 1,000 COCO (M3)."""
     warmup_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Learning rate of the warm-up (M3)."""
     augment: AugmentSection = AugmentSection()
     """Views of an image in training (M3)."""
-    cache: Literal["input", "product"] | None = None
+    cache: Literal["input", "product"] | None = "input"
     """What is kept of fixed views, so that the image encoder does not run in training; null: new views (M2.1)."""
     cached_views: Count = 4
     """Fixed views of each image; read with `cache` only."""
@@ -111,6 +115,12 @@ class LearnSection(Section):
 class ClassificationPrompts(LearnSection):
     """The first set: from image labels alone, so without a loss on maps."""
 
+    context: Context = "unified"
+    """One set of context vectors for all prompts, or one for each prompt; paper and authors unified (M3)."""
+    name_position: NamePosition = "end"
+    """Where the name stands among the context vectors; paper and authors at the end (M3)."""
+    backgrounds: Backgrounds = "named"
+    """Background prompts: the vocabulary's words, or prompts without a name; paper and authors named (M3)."""
     classification_weight: Weight = 1.0
     """Weight of the loss on the logits; paper and authors 1 (M4)."""
     cam_weight: Weight = 0.0
@@ -128,10 +138,18 @@ class ClassificationPrompts(LearnSection):
 class SegmentationPrompts(LearnSection):
     """The second set: from coarse seeds. The paper and its authors have the loss on maps alone (M4)."""
 
-    classification_weight: Weight = 0.0
+    context: Context = "class-specific"
+    """One set of context vectors for all prompts, or one for each prompt; paper class-specific (M3)."""
+    name_position: NamePosition = "front"
+    """Where the name stands among the context vectors; paper in front (M3)."""
+    backgrounds: Backgrounds = "learned"
+    """Background prompts: the vocabulary's words, or prompts without a name; paper learned (M3)."""
+    cam_loss: CamLoss = "relative-cal"
+    """Loss on the class maps: CAL (paper and authors), CAL on maps divided by their maximum, or cross-entropy (M4)."""
+    classification_weight: Weight = 1.0
     """Weight of the loss on the logits; paper and authors 0 (M4)."""
-    cam_weight: Weight = 1.0
-    """Weight of the loss on the class maps (M4)."""
+    cam_weight: Weight = 5.0
+    """Weight of the loss on the class maps; paper and authors 1 (M4)."""
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> SegmentationPrompts:
@@ -143,9 +161,9 @@ class SegmentationPrompts(LearnSection):
 class LearnStages(Section):
     """The two sets of prompts, in the order in which they are learned."""
 
-    classification: ClassificationPrompts
+    classification: ClassificationPrompts = ClassificationPrompts()
     """The prompts of the coarse seeds, learned from image labels."""
-    segmentation: SegmentationPrompts
+    segmentation: SegmentationPrompts = SegmentationPrompts()
     """The prompts of the fine seeds, learned from coarse seeds."""
     joint_every: Count | None = None
     """Iterations after which the coarse seeds are made anew, from the classification prompts of that iteration; with

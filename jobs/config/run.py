@@ -11,7 +11,7 @@ from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.base import Count, Percentage, Section
 from fmwsss.jobs.config.class_maps import given_sources
 from fmwsss.jobs.config.datasets import FolderData, ImageLimits, ToyData, VocData
-from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularySection
+from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularyChoice
 from fmwsss.jobs.config.prompts import LearnStages
 from fmwsss.jobs.config.seeds import SeedStages
 from fmwsss.jobs.config.segmenter import PredictSection, SegmenterSection
@@ -58,7 +58,7 @@ class RunConfig(Section):
     """The run folder, where everything is written: a path or URL, such as s3://bucket/runs/a."""
     dataset: Annotated[ToyData | VocData | FolderData, Field(discriminator="kind")]
     """Which images, and where their labels are."""
-    vocabulary: str | VocabularySection
+    vocabulary: VocabularyChoice
     """`voc12`, `coco14`, `toy`, or classes of one's own (M1)."""
     clip: ModelSection
     """The CLIP that says where each class is (M2)."""
@@ -78,9 +78,9 @@ class RunConfig(Section):
     """A folder or URL of superpixels that runs share, by image, SAM and settings."""
     prompts: str | None = None
     """A run whose prompts are taken; then none are learned, and `learn` is not read."""
-    learn: LearnStages
+    learn: LearnStages = LearnStages()
     """The two sets of learned prompts (M3 and M4)."""
-    seeds: SeedStages
+    seeds: SeedStages = SeedStages()
     """From class maps and superpixels to seeds (M5.2)."""
     segmenter: SegmenterSection | None = None
     """The second stage; null trains none (M7)."""

@@ -40,10 +40,11 @@ class SeedSection(Section):
     """Pixels in no superpixel: background (paper), or what the map says there (ours); of `method: sams` (M5.2)."""
     maps: Literal["cam", "cam+caa"] = "cam+caa"
     """Which maps classify the superpixels, plain or refined by affinity; both are stored and judged (M2.2)."""
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0)] = 0.6
     """Exponent of the background's score: a greater one makes less background; paper .6 (M5.2)."""
-    box_threshold: Share | None
-    """Affinity spreads inside boxes around what exceeds this share of a map's maximum; null for no boxes (M2.2)."""
+    box_threshold: Share | None = 0.4
+    """Affinity spreads inside boxes around what exceeds this share of a map's maximum; null for no boxes; CLIP-ES .4
+    for VOC, .7 for COCO (M2.2)."""
     box_on: Literal["map", "result"] = "map"
     """What the boxes cut: the map that affinity spreads (both programs), or what comes of it (paper, eq. 4; M2.2)."""
     affinity_map: Literal["normalised", "raw"] = "normalised"
@@ -83,9 +84,9 @@ class SeedSection(Section):
 class SeedStages(Section):
     """Coarse seeds from the classification prompts, fine seeds from the segmentation prompts."""
 
-    coarse: SeedSection
+    coarse: SeedSection = SeedSection()
     """Seeds of the classification prompts."""
-    fine: SeedSection
+    fine: SeedSection = SeedSection()
     """Seeds of the segmentation prompts: the result."""
     png: bool = True
     """Write each seed as a palette PNG too, beside Parquet."""

@@ -35,7 +35,7 @@ def test_overrides_are_laid_over_the_file() -> None:
         ("learn.segmentation.context=shared", "'learn.segmentation.context': input should be 'unified' or"),
         ("learn.classification.cam_weight=1", "`cam_weight` needs seeds, and there are none before these prompts"),
         ("learn.classification.classification_weight=0", "must be larger than 0: nothing would be learned"),
-        ("learn.segmentation={context: unified, name_position: end, backgrounds: named, cam_weight: 0}", "are both 0"),
+        ("learn.segmentation={classification_weight: 0, cam_weight: 0}", "are both 0"),
         ("clip={model: toy, factory: 'a:b'}", "'clip': give either `model` or `factory`"),
         ("sam={factory: 'a:b', weights: w.pt}", "'sam': a factory loads its own weights"),
         ("clip.weights=w.pt", "'clip': the toy model has its own weights"),
@@ -52,13 +52,12 @@ def test_a_mistake_is_one_line_that_names_the_key(override: str, sentence: str) 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_set_of_prompts_learns_what_the_paper_has_it_learn() -> None:
-    """M4: no second classification set in silence; the weights of a run file that has none are the paper's."""
-    config = load_config(
-        str(CONFIGS / "voc12.yaml"), ["learn.segmentation={context: unified, name_position: end, backgrounds: named}"]
-    )
-    first, second = config.learn.classification, config.learn.segmentation
-    assert (first.classification_weight, first.cam_weight) == (1, 0)
+@pytest.mark.parametrize("name", ["voc12", "coco14"])
+def test_presets_of_the_paper_learn_what_the_paper_has_them_learn(name: str) -> None:
+    """M4: classification prompts by MCL, segmentation prompts by CAL alone. Defaults are for own images."""
+    learn = load_config(name).learn
+    assert (learn.classification.classification_weight, learn.classification.cam_weight) == (1, 0)
+    second = learn.segmentation
     assert (second.classification_weight, second.cam_weight, second.cam_loss) == (0, 1, "cal")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fmwsss.jobs.config.load import load_config, method_layer
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.config.run_file import method_layer
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 METHODS = ("paper", "authors", "ours")
