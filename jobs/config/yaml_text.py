@@ -88,8 +88,8 @@ def _check_size(root: yaml.Node, where: str) -> None:
             size, depth = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
             if size > MAX_NODES or depth > MAX_DEPTH + 1:
                 raise ConfigError(
-                    f"{where} {_TOO_MUCH} more than {MAX_NODES:,} values, or sections more than {MAX_DEPTH} deep, with every "
-                    "alias (*) written out"
+                    f"{where} {_TOO_MUCH} more than {MAX_NODES:,} values, or sections more than {MAX_DEPTH} deep, "
+                    "with every alias (*) written out"
                 )
             known[id(node)] = size, depth
         found = known[id(node)]
