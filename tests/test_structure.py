@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,12 @@ def test_nothing_imports_the_folders_by_their_own_names():
     for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         tops = {name.partition(".")[0] for name in imports_of(path)}
         assert not tops & set(FOLDERS.values()), f"{path.relative_to(ROOT)}: the one import name is fmwsss"
+
+
+def test_private_ray_is_used_in_one_file():
+    private = re.compile(r"ray\.[a-z_.]*\._(internal|private)|_internal_kv|map_batches_internal|import _internal")
+    users = [name for name, path in MODULES.items() if private.search(path.read_text(encoding="utf-8"))]
+    assert users == ["fmwsss.cluster.execution.ray_compat"]
 
 
 def test_core_does_not_print():

@@ -6,6 +6,7 @@ store; the driver, which waits for shards, listens there.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -20,21 +21,22 @@ def beat() -> None:
     now_s = time.monotonic()
     if now_s - _beaten_s < BEAT_S or "ray" not in sys.modules:
         return
-    from ray.experimental import internal_kv
+    import ray
 
-    if internal_kv._internal_kv_initialized():
+    if ray.is_initialized():
+        from fmwsss.cluster.execution.ray_compat import put_note
+
         _beaten_s = now_s
-        try:
-            internal_kv._internal_kv_put(_key(), str(time.time_ns()), overwrite=True)
-        except Exception:  # the next one will do; no image is lost over this one
-            return
+        # The next one will do: no image is lost over this one.
+        with contextlib.suppress(Exception):
+            put_note(_key(), str(time.time_ns()))
 
 
 def heard() -> bytes | None:
     """The last sign of any worker of this job; another one than before says that some image was finished since."""
-    from ray.experimental import internal_kv
+    from fmwsss.cluster.execution.ray_compat import read_note
 
-    return internal_kv._internal_kv_get(_key())
+    return read_note(_key())
 
 
 def _key() -> str:

@@ -53,24 +53,22 @@ def leave(part: str, error: BaseException, kind: Kind) -> None:
     """Ends this worker, if it is one of Ray's, after it has said why; its shard is tried again by another."""
     if "ray" not in sys.modules:
         return
-    import ray
+    from fmwsss.cluster.execution.ray_compat import is_worker, put_note
 
-    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+    if not is_worker():
         return
-    from ray.experimental import internal_kv
-
     words = " ".join(str(error).split())
     told = {"kind": kind, "message": f"{type(error).__name__} on {socket.gethostname()}: {words}"[:1000]}
-    internal_kv._internal_kv_put(_key(part), json.dumps(told), overwrite=True)
+    put_note(_key(part), json.dumps(told))
     # Not an exception: what is broken in this process must not have another shard, and Ray starts a fresh one.
     os._exit(1)
 
 
 def told_of(part: str) -> dict[str, Any] | None:
     """What the last worker that left over a part said: `kind` and `message`; None if none said anything."""
-    from ray.experimental import internal_kv
+    from fmwsss.cluster.execution.ray_compat import read_note
 
-    told = internal_kv._internal_kv_get(_key(part))
+    told = read_note(_key(part))
     return json.loads(told) if told else None
 
 

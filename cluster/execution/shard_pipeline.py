@@ -20,14 +20,12 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-from ray.data._internal.execution import streaming_executor_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.util import metrics
 
 from fmwsss.cluster.execution import heartbeat as pulse
-from fmwsss.cluster.execution import machine_faults
+from fmwsss.cluster.execution import machine_faults, ray_compat
 from fmwsss.cluster.execution.image_by_image import do_alone
 from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.cluster.storage.folder import StorageError
@@ -45,11 +43,8 @@ NUM_SHARDS_IN_FLIGHT = 2
 TIMINGS = "_timings"
 # Of a task that feeds a training loop: it shares its machine with the loop, which waits for it.
 STREAM_CPUS = 0.25
-# Ray Data's loop waits for all tasks at once, a tenth of a second at most; short shards would stand in line for it.
-# There is no setting; Ray's version is pinned.
-streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.01
-# But each of its rounds costs milliseconds: a hundred a second take a sixth of a core from shards that last for a
-# minute. So it rests for a share of the time since a task was last finished.
+# Each round of Ray Data's loop costs milliseconds: a hundred a second (`quick_polling`) take a sixth of a core from
+# shards that last for a minute. So it rests for a share of the time since a task was last finished.
 REST_SHARE, LONGEST_REST_S = 0.02, 0.1
 STREAM_BLOCK_BYTES = 32 << 20
 # Where its tasks wait for room, Ray Data's loop goes round without a pause, in the process of the training loop, which
@@ -167,13 +162,11 @@ def stream_shards(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    with DataContext.current(context):
+    with ray_compat.quick_polling(), DataContext.current(context):
         dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
-        dataset = dataset.map_batches_internal(
+        dataset = ray_compat.map_whole_blocks(
+            dataset,
             function,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
             num_cpus=STREAM_CPUS,
             compute=TaskPoolStrategy(size=num_tasks),
             fn_kwargs=dict(arguments),
@@ -182,7 +175,7 @@ def stream_shards(
         yield from dataset.iter_batches(batch_size=batch_rows, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[misc]
 
 
-class _Rest(ExecutionCallback):
+class _Rest(ray_compat.ExecutionCallback):
     """Lets Ray Data look for finished tasks the less often the longer there was none, and hear of finished images."""
 
     def __init__(self) -> None:
@@ -192,8 +185,8 @@ class _Rest(ExecutionCallback):
     def on_execution_step(self, executor: Any) -> None:
         """See the module's REST_SHARE, and `fmwsss.cluster.execution.heartbeat`."""
         self._listen(executor)
-        num_finished = sum(operator.metrics.num_tasks_finished for operator in executor._topology)
-        if num_finished != self.num_finished:
+        num_finished = ray_compat.num_finished_tasks(executor)
+        if num_finished is None or num_finished != self.num_finished:
             self.num_finished, self.since_s = num_finished, time.monotonic()
         time.sleep(min(REST_SHARE * (time.monotonic() - self.since_s), LONGEST_REST_S))
 
@@ -204,10 +197,10 @@ class _Rest(ExecutionCallback):
         if heard != self.heard:
             self.heard = heard
             # Of all that Ray Data looks at, a shard at work is as good as one that hangs.
-            executor._no_progress_guard._last_progress_time = self.listened_s
+            ray_compat.note_progress(executor, self.listened_s)
 
 
-class _Pause(ExecutionCallback):
+class _Pause(ray_compat.ExecutionCallback):
     """Gives the training loop time between two rounds of Ray Data's."""
 
     def on_execution_step(self, executor: Any) -> None:
@@ -240,7 +233,7 @@ def _rows(
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    with DataContext.current(context):
+    with ray_compat.quick_polling(), DataContext.current(context):
         dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
         for operator in operators:
             dataset = _append(dataset, operator, stage, num_in_flight)
@@ -288,13 +281,9 @@ def _append(dataset: ray.data.Dataset, operator: Operator, stage: str, num_in_fl
     else:
         function = _call
         options = {"fn_kwargs": arguments, "max_retries": NUM_RETRIES}
-    # `map_batches` itself refuses whole blocks as batches on a GPU, and has no other name for the bounds on retries; it
-    # is a check and a warning in front of this method. Ray's version is pinned, and the tests use both.
-    return dataset.map_batches_internal(
+    return ray_compat.map_whole_blocks(
+        dataset,
         function,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
         num_cpus=operator.num_cpus,
         num_gpus=operator.num_gpus,
         **options,

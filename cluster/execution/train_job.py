@@ -12,6 +12,7 @@ import fsspec
 import pyarrow.fs
 import ray
 
+from fmwsss.cluster.execution.ray_compat import torch_trainer
 from fmwsss.cluster.storage.driver_signals import retake_signals
 from fmwsss.cluster.storage.folder import Folder
 
@@ -101,20 +102,13 @@ def train(
         TrainingError: the loop raised, or workers died more often than they are restarted.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     controllers: list[Any] = []
-
-    class Trainer(TorchTrainer):
-        """Leaves SIGINT to its owner: Ray Train's handler would stay, and end nothing, when the training has ended."""
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            controllers.append(controller)
 
     # Of this attempt alone: what a driver that was replaced still writes there is nobody's state.
     path, filesystem = _arrow_path(scratch.child(uuid.uuid4().hex[:8]))
     resources = {"GPU": 1.0, "CPU": plan.num_cpus} if plan.use_gpu else {"CPU": plan.num_cpus}
-    trainer = Trainer(
+    trainer = torch_trainer(controllers)(
         loop,
         train_loop_config=dict(settings),
         scaling_config=ScalingConfig(
