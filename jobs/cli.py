@@ -56,6 +56,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image-level labels to segmentation seeds with CLIP and SAM, on one machine or a Ray cluster.",
 )
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"fmwsss {version('fmwsss')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="tell the version and exit")
+    ] = False,
+) -> None:
+    """Image-level labels to segmentation seeds with CLIP and SAM, on one machine or a Ray cluster."""
+
+
 ConfigPath = Annotated[
     str, typer.Argument(metavar="RUN_FILE", help="a run file, or the name of a preset, such as demo")
 ]

@@ -38,10 +38,10 @@ FLOORS = [
     {"jobs.exporters"},
     {"jobs.steps"},
     {"jobs.commands"},
-    {"jobs.cli"},
+    {"jobs.api", "jobs.cli"},
     {"jobs.__main__", "jobs.pipeline"},
 ]
-ENTRY_POINTS = {"fmwsss.jobs.__main__", "fmwsss.jobs.pipeline", "fmwsss.core.toy.train"}
+ENTRY_POINTS = {"fmwsss.jobs.api", "fmwsss.jobs.__main__", "fmwsss.jobs.pipeline", "fmwsss.core.toy.train"}
 
 
 def modules() -> dict[str, Path]:
