@@ -1,6 +1,6 @@
 """The one file that uses what Ray does not promise; each use falls back on its public interface where Ray has changed.
 
-Tried with Ray 2.59 and 2.60, the range of pyproject.toml.
+Tried with Ray 2.60, the range of pyproject.toml.
 """
 
 from __future__ import annotations
