@@ -42,9 +42,9 @@ def do_alone(
     Raises:
         MachineFault: workers left because of their machines, not of an image; the message names one of them.
     """
-    first, *middle, last = operators
-    if not middle or len(operators) < 3:
+    if len(operators) < 3:
         return None
+    first, *middle, last = operators
     table = pa.Table.from_pylist([dict(shard)])
     try:
         block = _whole(call, table, first, stage)
