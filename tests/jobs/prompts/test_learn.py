@@ -181,6 +181,7 @@ def test_a_step_of_the_segmentation_prompts_is_that_of_cal_alone(
         "learn.classification.epochs=null", "learn.classification.iterations=2",
         "learn.segmentation={context: class-specific, name_position: end, backgrounds: named, batch_size: 12, "
         f"iterations: 1, learning_rate: {rate}, weight_decay: 0, mean_over: image, cam_map: rectified, "
+        "classification_weight: 0, cam_weight: 1, cam_loss: cal, warmup_iterations: 0, cache: null, "
         "augment: {long_side_px: [112, 160], crop_px: 96}}",
     ]  # fmt: skip
     config = load_config(DEMO, [f"run={tmp_path}", *SMALL, *more])
