@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import tempfile
 import threading
@@ -164,7 +165,7 @@ def fill_images(run: Run, num_images: int, data: bytes, size: tuple[int, int]) -
             "height_px": size[0],
             "width_px": size[1],
             "classes": ["cat"],
-            "sha256": "",
+            "sha256": hashlib.sha256(data).hexdigest(),
             "truth": None,
         }
         names = [f"image-{number:06d}" for number in range(first, min(first + NODE_SHARD_ROWS, num_images))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def make_run(
     The seeds of scenes in `blank_seeds` have no label at all.
     """
     run = Run(Folder(str(path)))
+    for stage in ("images", "seeds/fine"):
+        run.begin(stage, {})
     parts = []
     for begin in range(0, num_images, SHARD_ROWS):
         parts.append(part_name(begin // SHARD_ROWS))
@@ -60,11 +63,11 @@ def make_run(
             own: dict[str, Any] = {"image_id": f"toy-{seed:06d}", "height_px": height, "width_px": width}
             own["classes"] = list(scene.classes)
             confidence = (scene.truth > 0).astype("uint8") * 155 + 100
-            images.append({**dict.fromkeys(IMAGES.names), **own, "image": png(scene.image), "truth": label})
+            image = {"image": png(scene.image), "sha256": hashlib.sha256(png(scene.image)).hexdigest()}
+            images.append({**dict.fromkeys(IMAGES.names), **own, **image, "truth": label})
             seeds.append({**dict.fromkeys(SEEDS.names), **own, "seed": painted, "confidence": png(confidence)})
         run.write_part("images", parts[-1], images, IMAGES, [])
         run.write_part("seeds/fine", parts[-1], seeds, SEEDS, [])
     for stage in ("images", "seeds/fine"):
-        run.begin(stage, {})
         finish_stage(run, StartedStage(stage, {}, set(), None), parts, num_images, 0)
     return run
