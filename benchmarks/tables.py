@@ -20,23 +20,19 @@ import torch
 
 from benchmarks import methods
 from benchmarks.table import show, write_json
-from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
-from fmwsss.core.class_maps.clip_maps import map_classes
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.metrics import confusion_matrix, mean_iou
-from fmwsss.core.prompts.learner import handmade_embeddings
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
 from fmwsss.core.seeds.baselines import crf_seed
-from fmwsss.core.seeds.sams import seed_image
 from fmwsss.jobs import steps
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 
-COARSE = ["ingest", "propose", "encode", "learn-classification", "seed-coarse"]
-FINE = [*COARSE, "learn-segmentation", "seed-fine"]
+COARSE = ["images", "superpixels", "features", "prompts/classification", "seeds/coarse"]
+FINE = [*COARSE, "prompts/segmentation", "seeds/fine"]
 
 
 def _prompts(context: str, name_position: str, backgrounds: str) -> list[str]:
@@ -48,6 +44,7 @@ def _prompts(context: str, name_position: str, backgrounds: str) -> list[str]:
 # where it stands in front of the context; "bg" are names of backgrounds in place of prompts without a name.
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "main": ([], FINE),
+    "clip-es": (["learn=none"], ["images", "superpixels", "seeds/coarse"]),
     "unified": (_prompts("unified", "end", "named"), FINE),
     "append-bg": (_prompts("class-specific", "end", "named"), FINE),
     "prepend-bg": (_prompts("class-specific", "front", "named"), FINE),
@@ -59,8 +56,8 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
 Stored = tuple[str, str, str, str, float | None]
 TABLES: dict[int, list[Stored]] = {
     1: [
-        ("CLIP-ES, hand-made prompts + CRF", "main", "handmade", "crf", 68.7),
-        ("CLIP-ES, hand-made prompts + SAMS", "main", "handmade", "sams", None),
+        ("CLIP-ES, hand-made prompts + CRF", "clip-es", "coarse", "crf", 68.7),
+        ("CLIP-ES, hand-made prompts + SAMS", "clip-es", "coarse", "stored", None),
         ("classification prompts + CRF", "main", "coarse", "crf", 68.2),
         ("classification prompts + SAMS", "main", "coarse", "stored", 71.5),
         ("both sets of prompts + CRF", "main", "fine", "crf", 71.6),
@@ -119,40 +116,20 @@ def _cached(own: Folder, name: str, make: Callable[[], Any]) -> Any:
 
 
 def judge(config: RunConfig, seeds: str, how: str, count: int) -> float:
-    """mIoU in % of one row: of stored seeds, or of maps painted anew."""
-    section = config.seeds.coarse if seeds == "handmade" else getattr(config.seeds, seeds)
-    vocabulary = config.resolve_vocabulary()
-    maps_of = handmade_maps(config) if seeds == "handmade" else None
+    """mIoU in % of one row: of the stored seeds, or of a dense CRF on the stored maps."""
+    section, vocabulary = getattr(config.seeds, seeds), config.resolve_vocabulary()
     counts = np.zeros((1 + len(vocabulary.classes), 2 + len(vocabulary.classes)), np.int64)
-    for row in rows_of(Run(Folder(config.run)), "coarse" if seeds == "handmade" else seeds, count):
-        truth, indices = decode_label_png(row["truth"]), vocabulary.indices(row["classes"])
-        if how == "stored":
-            labels = decode_label_png(row["seed"])
-        else:
-            image = decode_rgb(row["image"], max_pixels=UNLIMITED)
-            superpixels = superpixels_from_row(row["superpixels"])
+    for row in rows_of(Run(Folder(config.run)), seeds, count):
+        labels = decode_label_png(row["seed"])
+        if how == "crf":
+            indices = vocabulary.indices(row["classes"])
             shape = (len(indices), row["grid_height"], row["grid_width"])
-            maps = maps_of(image, indices) if maps_of else maps_from_bytes(row[MAPS_COLUMN[section.maps]], *shape)
-            arguments = (superpixels, maps, indices, section.alpha)
-            labels = (crf_seed(image, *arguments) if how == "crf" else seed_image(*arguments)).labels
-        counts = counts + confusion_matrix(labels, truth, 1 + len(vocabulary.classes))
+            maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], *shape)
+            superpixels = superpixels_from_row(row["superpixels"])
+            image = decode_rgb(row["image"], max_pixels=UNLIMITED)
+            labels = crf_seed(image, superpixels, maps, indices, section.alpha).labels
+        counts = counts + confusion_matrix(labels, decode_label_png(row["truth"]), 1 + len(vocabulary.classes))
     return 100 * mean_iou(counts)
-
-
-def handmade_maps(config: RunConfig) -> Callable[[np.ndarray, tuple[int, ...]], np.ndarray]:
-    """Maps of an image from the prompts of CLIP-ES, made as the coarse seeds' are."""
-    clip, section = load_clip(config.clip.spec()), config.seeds.coarse
-    texts = handmade_embeddings(clip, config.resolve_vocabulary())
-
-    def maps(image: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:
-        affinity = (section.box_threshold, section.num_sinkhorn, section.scales, section.num_attention_blocks)
-        options: dict[str, Any] = {"box_on": section.box_on, "affinity_map": section.affinity_map}
-        (found,) = map_classes(clip, [image], [indices], *texts, *affinity, **options)
-        refined = found.refined_cam if section.maps == "cam+caa" else found.cam
-        assert refined is not None
-        return refined
-
-    return maps
 
 
 def rows_of(run: Run, seeds: str, count: int) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -79,7 +79,7 @@ class RunConfig(Section):
     prompts: str | None = None
     """A run whose prompts are taken; then none are learned, and `learn` is not read."""
     learn: LearnStages = LearnStages()
-    """The two sets of learned prompts (M3 and M4)."""
+    """The two sets of learned prompts (M3 and M4); `none` learns none and makes seeds from hand-made ones."""
     seeds: SeedStages = SeedStages()
     """From class maps and superpixels to seeds (M5.2)."""
     segmenter: SegmenterSection | None = None
@@ -90,6 +90,18 @@ class RunConfig(Section):
     """The report that a person looks at."""
     cluster: ClusterSection = ClusterSection()
     """Where to run and how much of it to use."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_learned(cls, raw: Any) -> Any:
+        """`learn: none` is hand-made prompts for those sets of seeds that do not say otherwise."""
+        if not isinstance(raw, dict) or raw.get("learn") != "none":
+            return raw
+        seeds = raw.get("seeds") or {}
+        if not isinstance(seeds, dict):
+            return raw
+        handmade = {which: {"prompts": "handmade", **(seeds.get(which) or {})} for which in ("coarse", "fine")}
+        return {**{key: value for key, value in raw.items() if key != "learn"}, "seeds": {**seeds, **handmade}}
 
     @model_validator(mode="after")
     def _has_queries(self) -> RunConfig:

@@ -35,12 +35,17 @@ def stage_of(config: RunConfig, which: Which) -> str:
     return f"features/{'classification' if _settings(own) == _settings(first) else which}"
 
 
+def is_read(config: RunConfig, which: Which) -> bool:
+    """Whether any seeds are made with this set of prompts: hand-made ones, and given maps, want none learned."""
+    return (config.seeds.coarse if which == "classification" else config.seeds.fine).needs_prompts
+
+
 def stages(config: RunConfig) -> list[Stage]:
     """The features that the run file asks for; none where `cache` is not set."""
     chosen: dict[str, LearnSection] = {}
     for which in get_args(Which):
         section: LearnSection = getattr(config.learn, which)
-        if section.cache and config.prompts is None:
+        if section.cache and config.prompts is None and is_read(config, which):
             chosen.setdefault(stage_of(config, which), section)
     return [_features_stage(config, name, section) for name, section in chosen.items()]
 

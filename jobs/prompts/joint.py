@@ -33,7 +33,7 @@ def renewal(config: RunConfig, run: Run) -> Renewal | None:
     The coarse seeds of iterations i k to (i + 1) k come from the classification prompts at iteration i k. The joint
     loss of the paper, L_MCL + L_CAL, has the logits of the classification prompts in its first term and the maps of the
     segmentation prompts in its second (M4). No gradient passes through a seed, and the two sets share no parameter: so
-    with the weights 1, 0 and 0, 1 (the defaults) that loss is minimised by the same steps when the classification
+    with the weights 1, 0 and 0, 1 (`method: paper`) that loss is minimised by the same steps when the classification
     prompts go first and leave a snapshot every k iterations. With a `learn.segmentation.classification_weight` above 0
     it is another loss, ours.
     """

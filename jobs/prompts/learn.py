@@ -14,7 +14,7 @@ from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.prompts import joint, reuse
 from fmwsss.jobs.prompts.batches import BatchSource
-from fmwsss.jobs.prompts.encode import Which, shapes_of, stage_of
+from fmwsss.jobs.prompts.encode import Which, is_read, shapes_of, stage_of
 from fmwsss.jobs.prompts.joint import Renewal
 from fmwsss.jobs.prompts.learn_job import LearnJob
 from fmwsss.jobs.stages import Declaration, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
@@ -76,13 +76,13 @@ DECLARATIONS = (
     Declaration(
         "prompts/classification",
         "Learn the classification prompts.",
-        lambda config: [prompts_stage(config, "classification")],
+        lambda config: [prompts_stage(config, "classification")] if is_read(config, "classification") else [],
         old_names=("learn-classification", "learn classification"),
     ),
     Declaration(
         "prompts/segmentation",
         "Learn the segmentation prompts, from the coarse seeds.",
-        lambda config: [prompts_stage(config, "segmentation")],
+        lambda config: [prompts_stage(config, "segmentation")] if is_read(config, "segmentation") else [],
         old_names=("learn-segmentation", "learn segmentation"),
     ),
 )

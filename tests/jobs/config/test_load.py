@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmwsss.jobs.config.load import ConfigError, load_config
+from fmwsss.jobs.steps import stages_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -181,3 +182,15 @@ def test_an_override_of_one_place_leaves_its_alias_alone(tmp_path: Path) -> None
     )
     own = load_config(str(tmp_path / "own.yaml"), ["seeds.fine.alpha=5"])
     assert (own.seeds.coarse.alpha, own.seeds.fine.alpha) == (2.0, 5)
+
+
+def test_none_learns_nothing_and_takes_hand_made_prompts() -> None:
+    """CLIP-ES, as a row of the paper's tables: no prompts are learned, and the templates are a choice."""
+    plain = load_config(str(CONFIGS / "demo.yaml"))
+    none = load_config(str(CONFIGS / "demo.yaml"), ["learn=none", "seeds.coarse.templates=['a {}.', 'one {}.']"])
+    assert (none.seeds.coarse.prompts, none.seeds.fine.prompts) == ("handmade", "handmade")
+    assert none.seeds.coarse.templates == ("a {}.", "one {}.")
+    assert none.seeds.fine == plain.seeds.fine.model_copy(update={"prompts": "handmade"})
+    assert not [stage.name for stage in stages_of(none) if stage.name.startswith(("prompts", "features"))]
+    one = load_config(str(CONFIGS / "demo.yaml"), ["learn=none", "seeds.fine.prompts=learned"])
+    assert (one.seeds.coarse.prompts, one.seeds.fine.prompts) == ("handmade", "learned")
