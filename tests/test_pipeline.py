@@ -40,7 +40,7 @@ def test_the_command_writes_what_the_readme_promises(undisturbed: str) -> None:
     for stage in STAGES:
         assert f"{stage}/_receipt.json" in names
     assert [name for name in names if "_ray_train" in name or "_checkpoint" in name] == []
-    ids = folder.child("images").read_table("part-00000.parquet", columns=["image_id"])["image_id"].to_pylist()
+    ids = Run(folder).read_part("images", "part-00000.parquet", columns=["image_id"])["image_id"].to_pylist()
     assert all(f"seeds/fine/png/{image_id}.png" in names for image_id in ids)
     metrics = json.loads(folder.read("reports/metrics.json"))
     assert {"cam", "cam+caa", "coarse", "fine"} <= {row["name"] for row in metrics["rows"]}
