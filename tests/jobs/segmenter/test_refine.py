@@ -142,7 +142,8 @@ def test_a_part_without_any_superpixels_is_finished_all_the_same(tmp_path: Path,
     run.write_part("superpixels", PART, [], SUPERPIXELS, [])
     block = NAMES if maps is None else start_rows(PART, [{"image_id": "bare", "classes": []}], MAPS_PAYLOAD)
     counts = refine_shard(block, run, "predicted", "refined", TOY, PredictSection(), "superpixels", maps)
-    assert counts.to_pylist() == [{"part": PART, "num_rows": 0, "num_failures": 0}]
+    (told,) = counts.to_pylist()
+    assert {"part": PART, "num_rows": 0, "num_failures": 0}.items() <= told.items()
     assert labels_of(run) == {}
 
 
