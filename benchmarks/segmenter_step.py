@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.segmenter_settings import BACKBONES, NUM_CLASSES
 from benchmarks.table import show, write_json
 from fmwsss.cluster.models.device import pick_device
 from fmwsss.cluster.models.segmenters import SegmenterSpec, new_segmenter
@@ -33,22 +34,6 @@ from fmwsss.jobs.segmenter.crops import CropBatch, CropSource
 from fmwsss.jobs.segmenter.train_job import TrainJob
 from fmwsss.jobs.segmenter.train_loop import train_segmenter
 
-NUM_CLASSES = 21
-BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "swin-l": (
-        {
-            "model_type": "swin", "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48],
-            "window_size": 12, "drop_path_rate": 0.3,
-        },
-        {"num_queries": 50},
-    ),
-    "swin-t": ({"model_type": "swin"}, {}),
-    "tiny": (
-        {"model_type": "swin", "embed_dim": 16, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 4},
-        {"hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_layers": 1, "decoder_layers": 3,
-         "num_attention_heads": 2, "num_queries": 20, "train_num_points": 784},
-    ),
-}  # fmt: skip
 WARM_UP = 2
 
 

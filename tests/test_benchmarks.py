@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +62,19 @@ def test_tables_are_made_and_gone_on_with(tmp_path: Path):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
     assert tables.make_tables(*arguments) == made
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == written
+
+
+@pytest.mark.timeout(900)
+def test_the_gpu_hour_runs_without_a_card(tmp_path: Path):
+    """Every stage on the CPU, in sizes of seconds: a stage that has rotted fails here and not on a card."""
+    command = [sys.executable, "-m", "benchmarks.gpu_hour", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    stages = ["env", "sam", "prompts", "maps", "segmenter", "replicas", "faults"]
+    command += ["--budget-s", "800", "--limit-factor", "5", "--only", *stages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + (tmp_path / "log.txt").read_text()[-2000:]
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(stage["name"], stage["status"]) for stage in result["stages"]] == [(name, "ok") for name in stages]
+    assert {row["what"] for stage in result["stages"] for row in stage["rows"]} >= {
+        "encode ViT-H", "ours against SamAutomaticMaskGenerator", "prompt step", "class maps", "training step",
+        "replicas on one card",
+    }  # fmt: skip
