@@ -25,6 +25,7 @@ from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.metrics import confusion_matrix, mean_iou
 from fmwsss.core.schemas import maps_from_bytes
 from fmwsss.core.seeds.baselines import crf_seed, threshold_seed, voting_seed
+from fmwsss.core.seeds.ceilings import POWERS
 from fmwsss.core.seeds.sams import label_map_from_cam, seed_image
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.postprocess import WHOLE, finish
@@ -33,7 +34,6 @@ from fmwsss.core.superpixels.sam import DecodedCrop, decode_crops, detect_decode
 from fmwsss.core.superpixels.sam_mask_decoder import DecodedMasks
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.reports.evaluate import POWERS
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 
 CHANGES = {

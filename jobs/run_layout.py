@@ -6,7 +6,6 @@ import re
 
 from fmwsss.cluster.storage.ledger import PREDICTIONS, Run
 from fmwsss.jobs.config.segmenter import SegmenterSection
-from fmwsss.jobs.stages import StageError
 
 PREDICTED, REFINED = "predicted", "refined"
 
@@ -37,6 +36,9 @@ def predictions_name(name: str) -> str:
         StageError: the name is no name for a folder.
     """
     if not NAME.fullmatch(name):
+        # Not above: a training step, which needs names of folders, runs where there is no Ray too.
+        from fmwsss.jobs.stages import StageError
+
         raise StageError(f"{name!r} is no name for a folder of predictions: letters, digits, `.`, `_` and `-`")
     return f"{PREDICTIONS}/{name}"
 

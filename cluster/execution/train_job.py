@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import pyarrow.fs
@@ -15,9 +15,6 @@ import ray
 from fmwsss.cluster.execution.ray_compat import torch_trainer
 from fmwsss.cluster.storage.driver_signals import retake_signals
 from fmwsss.cluster.storage.folder import Folder
-
-if TYPE_CHECKING:
-    import torch
 
 NUM_RESTARTS = 3
 ABORT_S = 15.0
@@ -62,29 +59,6 @@ def plan_training(num_workers: int | tuple[int, int], max_gpus: int | None) -> T
     cpus = have.get("CPU", 1.0)
     # Half of the CPUs at the most: the other half draws batches.
     return TrainPlan(num_workers, gpus >= least, min(1.0, cpus / (2 * most)), max(1, int(cpus / 2 / most)))
-
-
-def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Sums gradients over all workers, in one message; a parameter that this worker's share did not reach is zero."""
-    import torch
-
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
-        # Laid out in memory as the parameter is: a fused optimizer goes through both as they lie there.
-        parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
-
-
-def sum_numbers(values: Sequence[float], num_workers: int, device: torch.device) -> list[float]:
-    """Sums numbers over all workers, in float64."""
-    import torch
-
-    if num_workers == 1:
-        return list(values)
-    summed = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(summed)
-    return summed.tolist()
 
 
 def train(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
 from fmwsss.cluster.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
 
 LOGS = "logs"  # the folder of a stage that they are in
 
@@ -40,11 +44,18 @@ class EventLog:
         """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics."""
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"fmwsss_{name}", "of a stage that learns", ("stage",))
-            self._gauges[name].set(float(value), {"stage": self.folder.url.rpartition("/")[2]})
+            self._measure(name, float(value))
         if time.monotonic() - self._saved_s > self.save_every_s:
             self.save()
+
+    def _measure(self, name: str, value: float) -> None:
+        if "ray" not in sys.modules:  # a worker has it; a training step is measured without
+            return
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"fmwsss_{name}", "of a stage that learns", ("stage",))
+        self._gauges[name].set(value, {"stage": self.folder.url.rpartition("/")[2]})
 
     def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
         """One picture."""

@@ -15,6 +15,8 @@ from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.sams import paint
 from fmwsss.core.superpixels.masks import Superpixels, pooled_means
 
+# Exponents of the background score that the best-on-truth figure is looked for among; the figure itself uses alpha.
+POWERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 _NUM_CUTS = 256
 
 

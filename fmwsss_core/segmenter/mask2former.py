@@ -19,7 +19,13 @@ from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalS
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.segmenter.base import Segmenter
 from fmwsss.core.segmenter.clip_backbone import ClipBackbone, map_strides
-from fmwsss.core.segmenter.mask_criterion import CriterionSettings, count_targets, make_targets, mask2former_losses
+from fmwsss.core.segmenter.mask_criterion import (
+    CriterionSettings,
+    classes_in,
+    count_targets,
+    make_targets,
+    mask2former_losses,
+)
 
 TIE_LOGIT = 4.0  # of a query for the class that it begins as
 # It warns of every backbone but Swin; convolutional ones have the same four maps.
@@ -61,7 +67,7 @@ class Mask2Former(Segmenter):
         self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
     ) -> Float[Tensor, "2"]:
         """See `Segmenter.measure`: masks, and images with any."""
-        return count_targets(make_targets(labels, weights))
+        return count_targets(classes_in(labels, weights))
 
     def losses(
         self,

@@ -2,20 +2,25 @@
 
 Neither the original nor `transformers` does that for the mask losses; seeds have pixels of 255, and crops are padded
 with it (method M7: class 2 with .1 for no object, mask 5, dice 5, 12544 points, oversample 3, importance .75).
+
+All images and all layers of the decoder go through each operation together: one by one, a step would be thousands of
+launches of a GPU, longer than their work. Tensors over all points of all masks are made a piece at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
 from fmwsss.core.labels import IGNORE
+
+AT_ONCE = 1 << 26  # numbers in a tensor over points or pixels of many masks: 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -33,46 +38,72 @@ class CriterionSettings:
 
 @dataclass(frozen=True)
 class Targets:
-    """What one image should become: one mask per class in it.
+    """What the images of a batch should become: one mask for each class in an image.
 
     Attributes:
-        classes: class indices, ascending.
+        classes: class indices in each image, ascending; numbers of the host, for none waits for a device.
         labels: class of each pixel, 255 where it is ignored.
         weights: of each pixel, 0 where it is ignored.
     """
 
-    classes: Int64[Tensor, " classes"]
-    labels: UInt8[Tensor, "height width"]
-    weights: Float[Tensor, "height width"]
+    classes: tuple[tuple[int, ...], ...]
+    labels: UInt8[Tensor, "batch height width"]
+    weights: Float[Tensor, "batch height width"]
 
 
 def make_targets(
     labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
-) -> list[Targets]:
-    """Targets of each image; without `weights` every pixel that is not 255 counts 1."""
+) -> Targets:
+    """Targets of each image; without `weights` every pixel that is not 255 counts 1. A device is waited for once."""
     valid = (labels != IGNORE).float()
-    weights = valid if weights is None else weights * valid
-    made = []
-    for own, weight in zip(labels, weights, strict=True):
-        classes = torch.unique(own[weight > 0]).long()
-        made.append(Targets(classes, own, weight))
-    return made
+    return Targets(classes_in(labels, weights), labels, valid if weights is None else weights * valid)
 
 
-def count_targets(targets: Sequence[Targets]) -> Float[Tensor, "2"]:
+def classes_in(
+    labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
+) -> tuple[tuple[int, ...], ...]:
+    """Class indices, ascending, of each image: of its pixels that are not 255 and weigh anything."""
+    counted = labels if weights is None else torch.where(weights > 0, labels, torch.full_like(labels, IGNORE))
+    # No histogram over the class: its size would depend on the content, and a device would be waited for twice.
+    found = torch.zeros(len(labels), 256, dtype=torch.uint8, device=labels.device)
+    found.scatter_(1, counted.flatten(1).long(), 1)
+    return tuple(tuple(index for index in range(IGNORE) if row[index]) for row in found.tolist())
+
+
+def count_targets(classes: Sequence[Sequence[int]]) -> Float[Tensor, "2"]:
     """Masks to be learned, and images with any: the sums that losses are divided by.
 
     They add up over workers and over micro-batches, so that dividing by the whole batch's gives one and the same
     gradient however the batch was cut up.
+
+    Args:
+        classes: `classes_in`, or those of `Targets`.
     """
-    counts = [len(target.classes) for target in targets]
+    counts = [len(own) for own in classes]
     return torch.tensor([float(sum(counts)), float(sum(count > 0 for count in counts))])
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks to be learned of all images, one after another; in each image layer by layer, in each layer by class.
+
+    Attributes:
+        per_image: how many there are of each image.
+        image, layer, query: where each is predicted.
+        wanted: its class.
+    """
+
+    per_image: tuple[int, ...]
+    image: Int64[Tensor, " masks"]
+    layer: Int64[Tensor, " masks"]
+    query: Int64[Tensor, " masks"]
+    wanted: Int64[Tensor, " masks"]
 
 
 def mask2former_losses(
     class_logits: Float[Tensor, "layers batch queries classes_and_none"],
     mask_logits: Float[Tensor, "layers batch queries grid_height grid_width"],
-    targets: Sequence[Targets],
+    targets: Targets,
     totals: Float[Tensor, "2"],
     random_seeds: Sequence[int],
     settings: CriterionSettings,
@@ -87,80 +118,122 @@ def mask2former_losses(
     query without a match that lies on ignored pixels may well be right: its `no object` counts by the share of its mask
     on pixels that are not ignored. An image without any valid pixel contributes nothing.
 
+    A device is waited for once, for the costs of the matching.
+
     Args:
         class_logits: of every layer of the decoder; the last class is `no object`.
         mask_logits: of every layer, on the network's own grid.
         targets: of each image, on the same device.
-        totals: `count_targets`, summed over the whole batch.
+        totals: `count_targets`, summed over the whole batch; on any device.
         random_seeds: of each image's points, so that they depend neither on the batch nor on the worker.
         settings: weights and numbers of points.
     """
-    device = mask_logits.device
-    num_layers, _, num_queries = class_logits.shape[:3]
-    num_masks, num_images = (float(value) for value in totals)
-    class_total = max(num_masks + settings.no_object_weight * (num_images * num_queries - num_masks), 1e-6)
-    zero = class_logits.sum() * 0 + mask_logits.sum() * 0
-    sums = {"class": zero, "mask": zero, "dice": zero}
-    for index, (target, seed) in enumerate(zip(targets, random_seeds, strict=True)):
-        if len(target.classes) == 0:
-            continue
-        generator = torch.Generator(device).manual_seed(seed)
-        own_classes, own_masks = class_logits[:, index].float(), mask_logits[:, index].float()
-        chosen = _match(own_classes, own_masks, target, generator, settings)
-        layers = torch.arange(num_layers, device=device)[:, None]
-        matched = own_masks[layers, chosen].flatten(0, 1)
-        wanted = target.classes.repeat(num_layers)
-        bce, dice = _mask_losses(matched, wanted, target, generator, settings)
-        sums["mask"] = sums["mask"] + bce
-        sums["dice"] = sums["dice"] + dice
-        sums["class"] = sums["class"] + _class_loss(own_classes, own_masks, chosen, target, settings)
+    class_logits, mask_logits = class_logits.float(), mask_logits.float()
+    num_queries = class_logits.shape[2]
+    num_masks, num_images = totals.to(mask_logits.device, non_blocking=True)
+    class_total = (num_masks + settings.no_object_weight * (num_images * num_queries - num_masks)).clamp(min=1e-6)
+    if not any(targets.classes):
+        # Of the network nonetheless: workers wait for each other's gradients.
+        zero = class_logits.sum() * 0 + mask_logits.sum() * 0
+        sums = {"class": zero, "mask": zero, "dice": zero}
+    else:
+        generators = [torch.Generator(mask_logits.device).manual_seed(seed) for seed in random_seeds]
+        masks, share_valid = _match(class_logits, mask_logits, targets, generators, settings)
+        bce, dice = _mask_losses(mask_logits, masks, targets, generators, settings)
+        sums = {"class": _class_loss(class_logits, masks, share_valid, targets, settings), "mask": bce, "dice": dice}
     return {
         "class": settings.class_weight * sums["class"] / class_total,
-        "mask": settings.mask_weight * sums["mask"] / max(num_masks, 1.0),
-        "dice": settings.dice_weight * sums["dice"] / max(num_masks, 1.0),
+        "mask": settings.mask_weight * sums["mask"] / num_masks.clamp(min=1.0),
+        "dice": settings.dice_weight * sums["dice"] / num_masks.clamp(min=1.0),
     }
 
 
 @torch.no_grad()
 def _match(
-    class_logits: Float[Tensor, "layers queries classes_and_none"],
-    mask_logits: Float[Tensor, "layers queries grid_height grid_width"],
-    target: Targets,
-    generator: torch.Generator,
+    class_logits: Float[Tensor, "layers batch queries classes_and_none"],
+    mask_logits: Float[Tensor, "layers batch queries grid_height grid_width"],
+    targets: Targets,
+    generators: Sequence[torch.Generator],
     settings: CriterionSettings,
-) -> Int64[Tensor, "layers classes"]:
-    """The query of every layer that each class is given to, at the least total cost."""
-    points = torch.rand(settings.num_points, 2, generator=generator, device=mask_logits.device)
-    logits = sample_logits(mask_logits, points.expand(len(mask_logits), -1, -1))
-    labels, weights = read_pixels(target, points)
-    wanted = (labels[None] == target.classes[:, None]).float()  # classes x points
-    weights = weights / weights.sum().clamp(min=1e-6)
-    positive, negative = functional.softplus(-logits) * weights, functional.softplus(logits) * weights
-    cost_mask = positive @ wanted.T + negative @ (1 - wanted).T
-    share = logits.sigmoid() * weights * settings.num_points
-    weighted = wanted * weights * settings.num_points
-    overlap = 2 * (share @ wanted.T)
-    cost_dice = 1 - (overlap + 1) / (share.sum(-1)[..., None] + weighted.sum(-1) + 1)
-    cost_class = -class_logits.softmax(-1)[..., target.classes]
-    cost = settings.class_weight * cost_class + settings.mask_weight * cost_mask + settings.dice_weight * cost_dice
-    chosen = []
-    for layer in cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy():
-        queries, order = linear_sum_assignment(layer)
-        chosen.append(torch.from_numpy(queries[order.argsort()]))
-    return torch.stack(chosen).to(mask_logits.device)
+) -> tuple[_Masks, Float32[Tensor, "layers batch queries"]]:
+    """The query of every layer that each class is given to, at the least total cost.
+
+    Also the share of each predicted mask on pixels that are not ignored, 1 in an image without ignored ones.
+    """
+    num_layers, num_images, num_queries = class_logits.shape[:3]
+    device, grid = mask_logits.device, mask_logits.shape[-2:]
+    points = torch.empty(num_images, settings.num_points, 2, device=device)
+    for own, classes, generator in zip(points, targets.classes, generators, strict=True):
+        if classes:
+            own.uniform_(generator=generator)
+        else:
+            own.zero_()
+    padded = _padded(targets.classes, device)
+    labels, weights = read_pixels(targets, torch.arange(num_images, device=device)[:, None], points)
+    truth = (labels[:, :, None] == padded[:, None, :]).float()  # images x points x classes
+    weights = (weights / weights.sum(1, keepdim=True).clamp(min=1e-6))[:, None]
+    num_weighted = (truth * weights.mT * settings.num_points).sum(1)
+    valid = functional.interpolate((targets.weights > 0).float()[:, None], size=grid, mode="area")[:, 0]
+    has_ignored = (targets.weights == 0).flatten(1).any(1)
+
+    costs, shares = [], []
+    numbers = num_images * num_queries * max(settings.num_points, grid.numel())
+    for layers in torch.arange(num_layers).split(max(1, AT_ONCE // numbers)):
+        some = slice(int(layers[0]), int(layers[-1]) + 1)
+        own_masks = mask_logits[some]
+        logits = sample_logits(own_masks.flatten(0, 1), points.repeat(len(layers), 1, 1))
+        logits = logits.unflatten(0, (len(layers), num_images))
+        positive = functional.softplus(-logits).mul_(weights)
+        negative = functional.softplus(logits).mul_(weights)
+        cost_mask = positive @ truth + negative @ (1 - truth)
+        share = logits.sigmoid_().mul_(weights).mul_(settings.num_points)
+        cost_dice = 1 - (2 * (share @ truth) + 1) / (share.sum(-1)[..., None] + num_weighted[:, None] + 1)
+        del logits, positive, negative, share
+        index = padded[:, None].expand(len(layers), -1, num_queries, -1)
+        cost_class = -class_logits[some].softmax(-1).gather(-1, index)
+        costs.append(
+            settings.class_weight * cost_class + settings.mask_weight * cost_mask + settings.dice_weight * cost_dice
+        )
+        share = own_masks.sigmoid()
+        total = share.sum((-2, -1)).clamp_(min=1e-6)
+        shares.append((share.mul_(valid[:, None]).sum((-2, -1)) / total).where(has_ignored[:, None], 1.0))
+    return _assign(torch.cat(costs), targets, device), torch.cat(shares)
+
+
+def _padded(classes: Sequence[Sequence[int]], device: torch.device) -> Int64[Tensor, "batch classes"]:
+    """Class indices of all images in one table; 0 where an image has fewer than others."""
+    longest = max(map(len, classes))
+    return torch.tensor([[*own, *[0] * (longest - len(own))] for own in classes]).to(device, non_blocking=True)
+
+
+def _assign(cost: Float[Tensor, "layers batch queries classes"], targets: Targets, device: torch.device) -> _Masks:
+    """One query for each class in each image and layer; costs come from the device in one piece, and go back so."""
+    table = cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy()
+    found: list[tuple[int, int, int, int]] = []
+    for image, classes in enumerate(targets.classes):
+        for layer in range(len(table)) if classes else ():
+            queries, order = linear_sum_assignment(table[layer, image, :, : len(classes)])
+            own = queries[order.argsort()].tolist()
+            found += [(image, layer, query, wanted) for query, wanted in zip(own, classes, strict=True)]
+    columns = torch.tensor(found).T.contiguous().to(device, non_blocking=True)
+    return _Masks(tuple(len(table) * len(classes) for classes in targets.classes), *columns)
 
 
 def _mask_losses(
-    logits: Float[Tensor, "masks grid_height grid_width"],
-    wanted: Int64[Tensor, " masks"],
-    target: Targets,
-    generator: torch.Generator,
+    mask_logits: Float[Tensor, "layers batch queries grid_height grid_width"],
+    masks: _Masks,
+    targets: Targets,
+    generators: Sequence[torch.Generator],
     settings: CriterionSettings,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    points = _uncertain_points(logits, target, generator, settings)
+    _, num_images, num_queries = mask_logits.shape[:3]
+    # By one index, and each but once: the backward pass adds nothing up, in whatever order.
+    place = (masks.layer * num_images + masks.image) * num_queries + masks.query
+    logits = mask_logits.flatten(0, 2).index_select(0, place)
+    points = _uncertain_points(logits.detach(), masks, targets, generators, settings)
     at_points = sample_logits(logits[:, None], points)[:, 0]
-    labels, weights = read_pixels(target, points)
-    truth = (labels == wanted[:, None]).float()
+    labels, weights = read_pixels(targets, masks.image[:, None], points)
+    truth = (labels == masks.wanted[:, None]).float()
     total = weights.sum(1).clamp(min=1e-6)
     bce = functional.binary_cross_entropy_with_logits(at_points, truth, reduction="none")
     mask_loss = ((bce * weights).sum(1) / total).sum()
@@ -170,32 +243,30 @@ def _mask_losses(
 
 
 def _class_loss(
-    class_logits: Float[Tensor, "layers queries classes_and_none"],
-    mask_logits: Float[Tensor, "layers queries grid_height grid_width"],
-    chosen: Int64[Tensor, "layers classes"],
-    target: Targets,
+    class_logits: Float[Tensor, "layers batch queries classes_and_none"],
+    masks: _Masks,
+    share_valid: Float32[Tensor, "layers batch queries"],
+    targets: Targets,
     settings: CriterionSettings,
 ) -> Float[Tensor, ""]:
-    nothing = class_logits.shape[-1] - 1
-    labels = torch.full(class_logits.shape[:2], nothing, dtype=torch.int64, device=class_logits.device)
-    labels.scatter_(1, chosen, target.classes.expand(len(chosen), -1))
-    weights = torch.full_like(labels, settings.no_object_weight, dtype=torch.float32)
-    if bool((target.weights == 0).any()):
-        valid = functional.interpolate(
-            (target.weights > 0).float()[None, None], size=mask_logits.shape[-2:], mode="area"
-        )[0, 0]
-        share = mask_logits.detach().sigmoid()
-        weights = weights * (share * valid).sum((-2, -1)) / share.sum((-2, -1)).clamp(min=1e-6)
-    weights = weights.scatter(1, chosen, 1.0)
-    entropy = functional.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), reduction="none")
+    labels = torch.full_like(share_valid, class_logits.shape[-1] - 1, dtype=torch.int64)
+    where = (masks.layer, masks.image, masks.query)
+    labels.index_put_(where, masks.wanted)
+    weights = settings.no_object_weight * share_valid
+    weights.index_put_(where, torch.ones_like(masks.wanted, dtype=torch.float32))
+    if not all(targets.classes):
+        has_any = torch.tensor([float(bool(classes)) for classes in targets.classes])
+        weights = weights * has_any.to(weights.device, non_blocking=True)[:, None]
+    entropy = functional.cross_entropy(class_logits.flatten(0, 2), labels.flatten(), reduction="none")
     return (entropy * weights.flatten()).sum()
 
 
 @torch.no_grad()
 def _uncertain_points(
     logits: Float[Tensor, "masks grid_height grid_width"],
-    target: Targets,
-    generator: torch.Generator,
+    masks: _Masks,
+    targets: Targets,
+    generators: Sequence[torch.Generator],
     settings: CriterionSettings,
 ) -> Float[Tensor, "masks points 2"]:
     """Points of PointRend: of three times as many the least certain three quarters, and a quarter at random.
@@ -204,14 +275,35 @@ def _uncertain_points(
     """
     num_candidates = int(settings.num_points * settings.oversample)
     num_uncertain = int(settings.num_points * settings.importance)
-    candidates = torch.rand(len(logits), num_candidates, 2, generator=generator, device=logits.device)
-    certainty = sample_logits(logits[:, None], candidates)[:, 0].abs()
-    certainty[read_pixels(target, candidates)[1] == 0] = torch.inf
-    best = certainty.topk(num_uncertain, dim=1, largest=False).indices
-    uncertain = candidates.gather(1, best[..., None].expand(-1, -1, 2))
     num_random = settings.num_points - num_uncertain
-    others = torch.rand(len(logits), num_random, 2, generator=generator, device=logits.device)
-    return torch.cat([uncertain, others], dim=1)
+    points = torch.empty(len(logits), settings.num_points, 2, device=logits.device)
+    for images, some in _pieces(masks.per_image, num_candidates):
+        candidates = torch.empty(some.stop - some.start, num_candidates, 2, device=logits.device)
+        for image, own in zip(images, candidates.split([masks.per_image[i] for i in images]), strict=True):
+            own.uniform_(generator=generators[image])
+        certainty = sample_logits(logits[some, None], candidates)[:, 0].abs_()
+        is_ignored = read_pixels(targets, masks.image[some, None], candidates)[1] == 0
+        certainty.masked_fill_(is_ignored, torch.inf)
+        best = certainty.topk(num_uncertain, dim=1, largest=False).indices
+        points[some, :num_uncertain] = candidates.gather(1, best[..., None].expand(-1, -1, 2))
+    for own, generator in zip(points.split(masks.per_image), generators, strict=True):
+        if len(own) and num_random:
+            own[:, num_uncertain:] = torch.rand(len(own), num_random, 2, generator=generator, device=logits.device)
+    return points
+
+
+def _pieces(per_image: Sequence[int], numbers_per_mask: int) -> Iterator[tuple[list[int], slice]]:
+    """Images whose masks go together, and which masks these are; an image is in one piece."""
+    images: list[int] = []
+    begin = end = 0
+    for image, count in enumerate(per_image):
+        if images and (end + count - begin) * numbers_per_mask > AT_ONCE:
+            yield images, slice(begin, end)
+            images, begin = [], end
+        images.append(image)
+        end += count
+    if end > begin:
+        yield images, slice(begin, end)
 
 
 def sample_logits(
@@ -222,10 +314,17 @@ def sample_logits(
 
 
 def read_pixels(
-    target: Targets, points: Float[Tensor, "*shape 2"]
-) -> tuple[UInt8[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Class and weight of the pixel each point lies in: between pixels there is no class, and none near a 255."""
-    height, width = target.labels.shape
-    columns = (points[..., 0] * width).long().clamp(max=width - 1)
-    rows = (points[..., 1] * height).long().clamp(max=height - 1)
-    return target.labels[rows, columns], target.weights[rows, columns]
+    targets: Targets, image: Int64[Tensor, "rows 1"], points: Float[Tensor, "rows points 2"]
+) -> tuple[UInt8[Tensor, "rows points"], Float[Tensor, "rows points"]]:
+    """Class and weight of the pixel each point lies in: between pixels there is no class, and none near a 255.
+
+    Args:
+        targets: of the batch.
+        image: which image the points of each row are of.
+        points: (x, y) in 0..1 over the image.
+    """
+    height, width = targets.labels.shape[-2:]
+    columns = (points[..., 0] * width).long().clamp_(max=width - 1)
+    rows = (points[..., 1] * height).long().clamp_(max=height - 1)
+    place = rows.add_(image * height).mul_(width).add_(columns)
+    return targets.labels.flatten()[place], targets.weights.flatten()[place]

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, UInt8
 
-from fmwsss.cluster.execution.shard_pipeline import stream_shards
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.schemas import features_from_bytes
@@ -93,6 +92,9 @@ class BatchSource:
         self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1
     ) -> Generator[Batch, None, None]:
         """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
+        # Not above: training steps run where there is no Ray too.
+        from fmwsss.cluster.execution.shard_pipeline import stream_shards
+
         share = len(range(rank, self.rows_per_batch, num_workers))
         shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
         arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}

@@ -9,9 +9,8 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from ray.train import get_context
 
-from fmwsss.cluster.execution.train_job import sum_gradients, sum_numbers
+from fmwsss.cluster.execution.gradients import sum_gradients, sum_numbers
 from fmwsss.cluster.models.device import use_threads
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.ledger import PROMPTS_FILE
@@ -30,6 +29,8 @@ NUM_LOOKS = 20  # how often the example maps are looked at while one set of prom
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What every worker runs: its share of each batch, gradients averaged, the same step everywhere."""
+    from ray.train import get_context
+
     job: LearnJob = settings["job"]
     section = job.section
     use_threads(job.num_threads)

@@ -22,7 +22,7 @@ from fmwsss.core.images import decode_label_png
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
-from fmwsss.core.seeds.ceilings import cut_best, named_by_truth
+from fmwsss.core.seeds.ceilings import POWERS, cut_best, named_by_truth
 from fmwsss.core.seeds.sams import label_map_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
@@ -30,8 +30,6 @@ from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.stages import Stage, upstream
 
 STAGE = "reports"
-# Exponents of the background score that the best-on-truth figure is looked for among; the figure itself uses alpha.
-POWERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 SEED_STATISTICS = ("mean_confidence", "coverage", "missing")
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fmwsss.cluster.execution.shard_pipeline import stream_shards
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.jobs.training.sampling import batches_per_epoch, places, windows
@@ -93,6 +92,9 @@ class CropSource:
         self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1
     ) -> Generator[CropBatch, None, None]:
         """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
+        # Not above: training steps run where there is no Ray too.
+        from fmwsss.cluster.execution.shard_pipeline import stream_shards
+
         share = len(range(rank, min(self.batch_size, self.num_images), num_workers))
         shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
         arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}

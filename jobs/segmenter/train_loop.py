@@ -7,9 +7,8 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from ray.train import get_context
 
-from fmwsss.cluster.execution.train_job import sum_gradients
+from fmwsss.cluster.execution.gradients import sum_gradients
 from fmwsss.cluster.models.device import pick_device, use_threads
 from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files
 from fmwsss.cluster.telemetry.tensorboard import EventLog
@@ -32,6 +31,8 @@ from fmwsss.jobs.training import checkpoint
 
 def train_loop(settings: dict[str, Any]) -> None:
     """Engine `ray`: what every worker of the Ray job runs."""
+    from ray.train import get_context
+
     train_segmenter(settings["job"], settings["board"], get_context().get_world_rank(), get_context().get_world_size())
 
 

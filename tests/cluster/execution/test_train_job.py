@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fmwsss.cluster.execution.train_job import sum_gradients
+from fmwsss.cluster.execution.gradients import sum_gradients
 
 
 def test_summed_gradients_are_stepped_with_whatever_the_layout_of_the_parameter(tmp_path: Path):

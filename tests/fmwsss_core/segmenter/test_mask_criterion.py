@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from fmwsss.core.segmenter import mask_criterion
 from fmwsss.core.segmenter.mask_criterion import (
+    AT_ONCE,
     CriterionSettings,
+    classes_in,
     count_targets,
     make_targets,
     mask2former_losses,
     sample_logits,
 )
+from tests.references import mask_criterion as one_by_one
 from tests.references import segmenter as reference
 
 SIDE, NUM_QUERIES, NUM_CLASSES = 8, 5, 4
@@ -39,7 +43,7 @@ def losses(
 ) -> dict[str, Tensor]:
     targets = make_targets(labels, weights)
     seeds = range(len(labels))
-    return mask2former_losses(class_logits, mask_logits, targets, count_targets(targets), [*seeds], settings)
+    return mask2former_losses(class_logits, mask_logits, targets, count_targets(targets.classes), [*seeds], settings)
 
 
 def test_agrees_with_sums_over_every_pixel():
@@ -54,6 +58,37 @@ def test_agrees_with_sums_over_every_pixel():
     theirs = reference.losses(class_logits[0, 0].double().numpy(), cells.astype(np.float64), pixels)
     for name, value in theirs.items():
         assert float(own[name]) == pytest.approx(value, rel=0.02), name
+
+
+@pytest.mark.parametrize("at_once", [AT_ONCE, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_is_its_images_one_by_one(weighted: bool, at_once: int, monkeypatch: pytest.MonkeyPatch):
+    """The same points, the same matches: losses and gradients to the rounding of sums in another order."""
+    monkeypatch.setattr("fmwsss.core.segmenter.mask_criterion.AT_ONCE", at_once)
+    class_logits, mask_logits, labels = scene(7, layers=3, batch=5)
+    # One, two and three classes, with and without ignored pixels, and one image without anything.
+    labels[0] = 2
+    labels[1, :, 5:] = 1
+    labels[3] = 255
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(8)) if weighted else None
+    if weights is not None:
+        weights[4, labels[4] == 1] = 0
+    settings, seeds = CriterionSettings(num_points=700), [3, 1, 4, 1, 5]
+    found = []
+    for module in (mask_criterion, one_by_one):
+        leaves = [class_logits.clone().requires_grad_(), mask_logits.clone().requires_grad_()]
+        targets = module.make_targets(labels, weights)
+        totals = count_targets(classes_in(labels, weights))
+        parts = module.mask2former_losses(*leaves, targets, totals, seeds, settings)
+        torch.stack([*parts.values()]).sum().backward()
+        found.append((parts, [leaf.grad for leaf in leaves]))
+    (ours, our_gradients), (theirs, their_gradients) = found
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+    for own, other in zip(our_gradients, their_gradients, strict=True):
+        assert other is not None
+        assert other.abs().max() > 0
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
 
 
 def test_a_pixel_of_255_has_no_gradient():
@@ -105,7 +140,7 @@ def test_shares_of_a_batch_add_up_to_the_batch():
     class_logits, mask_logits, labels = scene(5, layers=2, batch=4)
     settings = CriterionSettings(num_points=500)
     whole = losses(class_logits, mask_logits, labels, settings)
-    totals = count_targets(make_targets(labels, None))
+    totals = count_targets(classes_in(labels, None))
     shares = [
         mask2former_losses(
             class_logits[:, part], mask_logits[:, part], make_targets(labels[part], None), totals, seeds, settings
