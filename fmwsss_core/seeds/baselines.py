@@ -9,8 +9,8 @@ from jaxtyping import Float32, UInt8
 
 from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.dense_crf import _TINY, dense_crf
-from fmwsss.core.seeds.sams import Seed, cam_probabilities, label_map_from_cam, margin, missing_classes
-from fmwsss.core.superpixels.masks import Superpixels, pooled_means, topmost
+from fmwsss.core.seeds.sams import Seed, cam_probabilities, label_map_from_cam, margins_of_cams, missing_classes
+from fmwsss.core.superpixels.masks import Superpixels, covered, pooled_means
 
 
 def threshold_seed(
@@ -25,8 +25,7 @@ def threshold_seed(
     only.
     """
     labels = label_map_from_cam(cams, class_indices, superpixels.height_px, superpixels.width_px, alpha)
-    scores = cam_probabilities(upsample(cams, *labels.shape), alpha)
-    return _without_scores(superpixels, labels, margin(scores), class_indices)
+    return _without_scores(superpixels, labels, margins_of_cams(cams, *labels.shape, alpha), class_indices)
 
 
 def voting_seed(
@@ -62,10 +61,9 @@ def _without_scores(
     class_indices: Sequence[int],
 ) -> Seed:
     """A seed that was not made superpixel by superpixel."""
-    covered = topmost(superpixels, np.arange(len(superpixels))) >= 0
     no_class, no_scores = np.zeros(0, np.int16), np.zeros((0, 1 + len(class_indices)), np.float32)
     missing = missing_classes(labels, class_indices)
-    return Seed(labels, no_class, no_scores, confidence, float(covered.mean()), missing)
+    return Seed(labels, no_class, no_scores, confidence, float(covered(superpixels).mean()), missing)
 
 
 def vote(
@@ -83,16 +81,16 @@ def vote(
         class_indices: the classes to look at; others become background.
     """
     ascending = sorted(class_indices)
-    regions = np.stack([labels == index for index in ascending]) if ascending else np.zeros((0, *labels.shape), bool)
-    area_px, class_px = superpixels.area_px(), regions.sum(axis=(1, 2))
-    shared = np.rint(pooled_means(superpixels, regions.astype(np.float32)) * area_px[:, None])
+    area_px, class_px = superpixels.area_px(), np.bincount(labels.reshape(-1), minlength=256)[ascending]
+    regions = ((labels == index).astype(np.float32) for index in ascending)
+    shared = np.rint(pooled_means(superpixels, regions) * area_px[:, None])
     joins = (shared > 0.5 * area_px[:, None]) | ((class_px > 0) & (shared >= 0.85 * class_px))
-    covered = topmost(superpixels, np.arange(len(superpixels))) >= 0
+    inside = covered(superpixels)
     voted = np.zeros_like(labels)
     # Each mask once: its first class.
     joins &= np.cumsum(joins, axis=1) == 1
     for column, class_index in enumerate(ascending):
         for index in np.flatnonzero(joins[:, column]).tolist():
             voted[superpixels.mask(index)] = class_index
-        voted[regions[column] & ~covered] = class_index
+        voted[(labels == class_index) & ~inside] = class_index
     return voted

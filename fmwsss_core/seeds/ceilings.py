@@ -35,7 +35,7 @@ def named_by_truth(
     classes = np.unique(np.append(truth[truth != IGNORE], np.uint8(0)))
     if len(superpixels) == 0:
         return np.zeros(truth.shape, dtype=np.uint8)
-    shares = pooled_means(superpixels, (truth[None] == classes[:, None, None]).astype(np.float32))
+    shares = pooled_means(superpixels, ((truth == index).astype(np.float32) for index in classes))
     judged = shares.sum(axis=1)
     best = (shares.max(axis=1) / np.maximum(judged, 1e-9)).astype(np.float32)
     painter = paint(superpixels, best)
@@ -59,10 +59,10 @@ def cut_best(
         class_indices: class index (1 to 254) of each map.
         truth: of the image; 255 is not judged.
     """
-    full = upsample(maps, *truth.shape)
     labels, above = np.zeros(truth.shape, dtype=np.uint8), np.full(truth.shape, -1, dtype=np.int64)
     judged = truth != IGNORE
-    for values, index in zip(full, class_indices, strict=True):
+    for cam, index in zip(maps, class_indices, strict=True):
+        values = upsample(cam[None], *truth.shape)[0]
         level = np.clip(np.floor(values * _NUM_CUTS), 0, _NUM_CUTS - 1).astype(np.int64)
         inside = _at_or_above(level[truth == index])
         if inside[0] == 0:

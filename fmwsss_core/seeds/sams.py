@@ -5,7 +5,7 @@ Needs no torch, so that pooling and painting run on CPU workers beside the GPU's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int16, Int32, UInt8
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.foreground import rescore
-from fmwsss.core.superpixels.masks import Superpixels, pooled_means, topmost
+from fmwsss.core.superpixels.masks import MeanInside, Superpixels, covered, topmost
 
 # Below this spread (of a map scaled to 0..1) differences are rounding, and min-max would blow them up to 0..1.
 _FLAT = 1e-6
@@ -53,7 +53,7 @@ def seed_image(
     uncovered: Literal["background", "map"] = "background",
     foreground: Float[np.ndarray, " superpixels"] | None = None,
 ) -> Seed:
-    """Gives every superpixel a class and paints them.
+    """Gives every superpixel a class and paints them; of the maps there is one at a time at the size of the image.
 
     1. Each CAM is upsampled to the image, rectified, and scaled to 0..1 over the image's pixels (its scale and offset
        therefore do not matter); a map without contrast says nothing about where its class is and becomes 0.
@@ -91,45 +91,39 @@ def seed_image(
         ValueError: alpha is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
     """
     _check(cams, class_indices, "alpha", alpha)
-    height, width = superpixels.height_px, superpixels.width_px
-    maps, low, high = _rectified(upsample(cams, height, width), bool(cams.min(initial=0) < 0))
-    span = high - low
-    classes = np.array([0, *class_indices], dtype=np.uint8)
-    scores = _scores(_class_scores(superpixels, maps, low, high).T, alpha).T
+    inside = covered(superpixels)
+    by_map = len(superpixels) == 0 or uncovered == "map"
+    # Column-major, as masks and maps lie in memory.
+    outside = ~inside.T.reshape(-1)
+    best = BestTwo(int(outside.sum()), keep_second=by_map)
+
+    def look(values: Float32[np.ndarray, "height width"], low: np.float32, high: np.float32) -> None:
+        best.add((values.T.reshape(-1)[outside] - low) / (high - low))
+
+    scores = _scores(_class_scores(superpixels, cams, look).T, alpha).T
     if foreground is not None:
         scores = rescore(scores, foreground)
     winner = scores.argmax(axis=1)
-    # Column-major, as masks and maps lie in memory.
-    painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1).astype(np.intp)
-    outside = np.flatnonzero(painter < 0)
-
-    if len(superpixels) > 0:
-        # Entry -1, the last, is for pixels in no superpixel.
-        labels = np.append(classes[winner], np.uint8(0))[painter].reshape(width, height).T
-        margins = np.append(margin(scores.T), np.float32(0))[painter]
-        values = maps.transpose(0, 2, 1).reshape(len(maps), width * height)[:, outside]
-        scaled = (values - low[:, None]) / span[:, None]
-        if uncovered == "map":
-            by_map = _scores(scaled, alpha)
-            labels.T.reshape(-1)[outside] = classes[by_map.argmax(axis=0)]
-            margins[outside] = margin(by_map)
-        else:
-            margins[outside] = 1 - scaled.max(axis=0, initial=0)
-        confidence = margins.reshape(width, height).T
+    classes = np.array([0, *class_indices], dtype=np.uint8)
+    # Entry -1, the last, is for pixels in no superpixel.
+    painter = paint(superpixels, scores.max(axis=1)).T.reshape(-1)
+    labels = np.append(classes[winner], np.uint8(0))[painter]
+    confidence = np.append(margin(scores.T), np.float32(0))[painter]
+    if by_map:
+        labels[outside], confidence[outside] = classes[best.winner(alpha)], best.margin(alpha)
     else:
-        pixel_scores = _scores((maps - low[:, None, None]) / span[:, None, None], alpha)
-        labels, confidence = classes[pixel_scores.argmax(axis=0)], margin(pixel_scores)
+        confidence[outside] = 1 - best.first
+    labels, confidence = labels.reshape(inside.T.shape).T, confidence.reshape(inside.T.shape).T
     superpixel_class = classes[winner].astype(np.int16)
     labels[confidence < ignore_below] = IGNORE
     if keep_labelled:
-        heights = maps - low[:, None, None]
-        _keep_labelled(superpixels, scores, heights, class_indices, labels, confidence, superpixel_class)
+        _keep_labelled(superpixels, scores, cams, class_indices, labels, confidence, superpixel_class)
     return Seed(
         labels=labels,
         superpixel_class=superpixel_class,
         scores=scores,
         confidence=confidence,
-        coverage=1 - len(outside) / len(painter),
+        coverage=1 - best.first.size / inside.size,
         missing=missing_classes(labels, class_indices),
     )
 
@@ -138,18 +132,24 @@ def class_scores(
     superpixels: Superpixels, cams: Float32[np.ndarray, "present grid_height grid_width"]
 ) -> Float[np.ndarray, "superpixels present"]:
     """S^c of eq. 8, as steps 1 and 2 of `seed_image` make it."""
-    size = (superpixels.height_px, superpixels.width_px)
-    return _class_scores(superpixels, *_rectified(upsample(cams, *size), bool(cams.min(initial=0) < 0)))
+    return _class_scores(superpixels, cams, lambda *_: None)
 
 
 def _class_scores(
     superpixels: Superpixels,
-    maps: Float32[np.ndarray, "present height width"],
-    low: Float32[np.ndarray, " present"],
-    high: Float32[np.ndarray, " present"],
+    cams: Float32[np.ndarray, "present grid_height grid_width"],
+    look: Callable[[Float32[np.ndarray, "height width"], np.float32, np.float32], None],
 ) -> Float[np.ndarray, "superpixels present"]:
-    # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
-    return _min_max_over_superpixels((pooled_means(superpixels, maps, high) - low) / (high - low))
+    """S^c; `look` sees each map of step 1 once, its minimum and its maximum: there is one at a time in memory."""
+    size = superpixels.height_px, superpixels.width_px
+    mean_inside = MeanInside(superpixels)
+    means = np.zeros((len(superpixels), len(cams)))
+    for column, cam in enumerate(cams):
+        values, low, high = _rectified(cam, *size)
+        # The mean of a scaled map is its scaled mean: no map is scaled but where its values are asked for.
+        means[:, column] = (mean_inside(values, float(high)) - low) / (high - low)
+        look(values, low, high)
+    return _min_max_over_superpixels(means)
 
 
 def paint(
@@ -168,7 +168,7 @@ def missing_classes(labels: UInt8[np.ndarray, "height width"], class_indices: Se
 def _keep_labelled(
     superpixels: Superpixels,
     scores: Float32[np.ndarray, "superpixels background_and_present"],
-    heights: Float32[np.ndarray, "present height width"],
+    cams: Float32[np.ndarray, "present grid_height grid_width"],
     class_indices: Sequence[int],
     labels: UInt8[np.ndarray, "height width"],
     confidence: Float32[np.ndarray, "height width"],
@@ -187,7 +187,8 @@ def _keep_labelled(
                 superpixel_class[candidate] = class_index
                 break
         else:
-            mask = _peak(heights[column], labels, class_indices)
+            values, low, _ = _rectified(cams[column], *labels.shape)
+            mask = _peak(values - low, labels, class_indices)
         labels[mask], confidence[mask] = class_index, 0
 
 
@@ -223,8 +224,36 @@ def label_map_from_cam(
         ValueError: power is not positive, class_indices do not fit the maps, or a map holds a value that is not finite.
     """
     _check(cams, class_indices, "power", power)
+    return label_maps_from_cam(cams, class_indices, height, width, [power])[0]
+
+
+def label_maps_from_cam(
+    cams: Float32[np.ndarray, "present grid_height grid_width"],
+    class_indices: Sequence[int],
+    height: int,
+    width: int,
+    powers: Sequence[float],
+) -> list[UInt8[np.ndarray, "{height} {width}"]]:
+    """`label_map_from_cam` for each of several powers; the maps are gone through once."""
+    for power in powers:
+        _check(cams, class_indices, "power", power)
+    best = _best_two(cams, height, width)
     classes = np.array([0, *class_indices], dtype=np.uint8)
-    return classes[_scores(upsample(cams, height, width), power).argmax(axis=0)]
+    return [classes[best.winner(power)].reshape(width, height).T for power in powers]
+
+
+def margins_of_cams(
+    cams: Float32[np.ndarray, "present grid_height grid_width"], height: int, width: int, power: float
+) -> Float32[np.ndarray, "{height} {width}"]:
+    """The best score of each pixel minus the second, of those that `label_map_from_cam` compares."""
+    return _best_two(cams, height, width).margin(power).reshape(width, height).T
+
+
+def _best_two(cams: Float32[np.ndarray, "present grid_height grid_width"], height: int, width: int) -> BestTwo:
+    best = BestTwo(height * width)
+    for cam in cams:
+        best.add(upsample(cam[None], height, width)[0].T.reshape(-1))
+    return best
 
 
 def cam_probabilities(
@@ -246,18 +275,64 @@ def margin(scores: Float32[np.ndarray, "background_and_present *rest"]) -> Float
 
 
 def _rectified(
-    maps: Float32[np.ndarray, "maps height width"], has_negative: bool
-) -> tuple[Float32[np.ndarray, "maps height width"], Float32[np.ndarray, " maps"], Float32[np.ndarray, " maps"]]:
-    """Each map rectified, in place, its minimum and its maximum over the image; 0, and 0 and 1, without contrast."""
-    if has_negative:
-        np.maximum(maps, 0, out=maps)
-    low, high = np.zeros(len(maps), dtype=np.float32), np.zeros(len(maps), dtype=np.float32)
-    for index, values in enumerate(maps):
-        low[index], high[index] = values.min(), values.max()
-        if not (high[index] > 0 and high[index] - low[index] > _FLAT * high[index]):
-            values[:] = 0
-            low[index], high[index] = 0, 1
-    return maps, low, high
+    cam: Float32[np.ndarray, "grid_height grid_width"], height: int, width: int
+) -> tuple[Float32[np.ndarray, "{height} {width}"], np.float32, np.float32]:
+    """A map upsampled and rectified, its minimum and its maximum over the image; 0, and 0 and 1, without contrast."""
+    values = upsample(cam[None], height, width)[0]
+    if cam.min() < 0:
+        np.maximum(values, 0, out=values)
+    low, high = values.min(), values.max()
+    if high > 0 and high - low > _FLAT * high:
+        return values, low, high
+    values[:] = 0
+    return values, np.float32(0), np.float32(1)
+
+
+class BestTwo:
+    """The highest value and the second of each pixel, and whose the highest is, of maps that are seen one by one.
+
+    Args:
+        num_pixels: of each map.
+        keep_second: whether more than the highest value is asked for.
+    """
+
+    def __init__(self, num_pixels: int, keep_second: bool = True) -> None:
+        self.num_maps = 0
+        self.first = np.zeros(num_pixels, dtype=np.float32)
+        self._owner = np.zeros(num_pixels, dtype=np.uint8) if keep_second else None
+        self._second = np.zeros(num_pixels, dtype=np.float32) if keep_second else None
+
+    def add(self, values: Float32[np.ndarray, " pixels"]) -> None:
+        """One more map, 0 to 1."""
+        self.num_maps += 1
+        if self._second is not None and self._owner is not None:
+            np.maximum(self._second, np.minimum(self.first, values), out=self._second)
+            # Of equal values the first map's; of a pixel that is 0 everywhere too.
+            self._owner[(values > self.first) | (self.num_maps == 1)] = self.num_maps
+        np.maximum(self.first, values, out=self.first)
+
+    def background(self, power: float) -> Float32[np.ndarray, " pixels"]:
+        """(1 - the highest)^power (eq. 9)."""
+        return (1 - np.clip(self.first, 0, 1)) ** power
+
+    def winner(self, power: float) -> UInt8[np.ndarray, " pixels"]:
+        """0 for the background, k for the k-th map; of equal scores the background, then the first."""
+        assert self._owner is not None
+        return np.where(self.background(power) >= self.first, 0, self._owner)
+
+    def lead(self) -> Float32[np.ndarray, " pixels"]:
+        """The highest value minus the second, among the maps alone."""
+        assert self._second is not None
+        return self.first - self._second
+
+    def margin(self, power: float) -> Float32[np.ndarray, " pixels"]:
+        """The best score minus the second, among background and maps."""
+        assert self._second is not None
+        background = self.background(power)
+        if self.num_maps == 0:
+            return background
+        low, high = np.minimum(background, self.first), np.maximum(background, self.first)
+        return high - (low if self.num_maps == 1 else np.maximum(low, self._second))
 
 
 def _min_max_over_superpixels(

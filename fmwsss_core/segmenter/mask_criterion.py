@@ -275,20 +275,32 @@ def _uncertain_points(
     """
     num_candidates = int(settings.num_points * settings.oversample)
     num_uncertain = int(settings.num_points * settings.importance)
-    num_random = settings.num_points - num_uncertain
-    points = torch.empty(len(logits), settings.num_points, 2, device=logits.device)
+    best = []
     for images, some in _pieces(masks.per_image, num_candidates):
-        candidates = torch.empty(some.stop - some.start, num_candidates, 2, device=logits.device)
-        for image, own in zip(images, candidates.split([masks.per_image[i] for i in images]), strict=True):
-            own.uniform_(generator=generators[image])
+        candidates = _drawn(num_candidates, masks, images, generators, logits.device)
         certainty = sample_logits(logits[some, None], candidates)[:, 0].abs_()
         is_ignored = read_pixels(targets, masks.image[some, None], candidates)[1] == 0
         certainty.masked_fill_(is_ignored, torch.inf)
-        best = certainty.topk(num_uncertain, dim=1, largest=False).indices
-        points[some, :num_uncertain] = candidates.gather(1, best[..., None].expand(-1, -1, 2))
-    for own, generator in zip(points.split(masks.per_image), generators, strict=True):
-        if len(own) and num_random:
-            own[:, num_uncertain:] = torch.rand(len(own), num_random, 2, generator=generator, device=logits.device)
+        least = certainty.topk(num_uncertain, dim=1, largest=False).indices
+        best.append(candidates.gather(1, least[..., None].expand(-1, -1, 2)))
+    everywhere = range(len(masks.per_image))
+    others = _drawn(settings.num_points - num_uncertain, masks, everywhere, generators, logits.device)
+    return torch.cat([torch.cat(best), others], dim=1)
+
+
+def _drawn(
+    num_points: int,
+    masks: _Masks,
+    images: Sequence[int],
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+) -> Float[Tensor, "masks points 2"]:
+    """Points at random for all masks of some images, each image's from its own generator."""
+    counts = [masks.per_image[image] for image in images]
+    points = torch.empty(sum(counts), num_points, 2, device=device)
+    for image, own in zip(images, points.split(counts), strict=True):
+        if own.numel():
+            own.uniform_(generator=generators[image])
     return points
 
 

@@ -5,7 +5,7 @@ Needs no torch: it runs on CPU workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.dense_crf import dense_crf
-from fmwsss.core.seeds.sams import Seed, class_scores, margin, missing_classes, paint
+from fmwsss.core.seeds.sams import BestTwo, Seed, class_scores, margin, missing_classes, paint
 from fmwsss.core.superpixels.masks import Superpixels, pooled_means
 
 Uncovered = Literal["segmenter", "background"]
@@ -63,8 +63,16 @@ def refine_labels(
     num_cams = 0 if cams is None else len(cams)
     if num_cams != len(mapped) or not set(mapped) <= set(class_indices):
         raise ValueError(f"There are {num_cams} class activation maps for {list(mapped)} of {list(class_indices)}.")
-    maps = upsample(probabilities, superpixels.height_px, superpixels.width_px)
-    means = pooled_means(superpixels, maps).astype(np.float32)
+    size = superpixels.height_px, superpixels.width_px
+    best = BestTwo(size[0] * size[1])
+
+    def enlarged() -> Iterator[Float32[np.ndarray, "height width"]]:
+        for own in probabilities:
+            values = upsample(own[None], *size)[0]
+            best.add(values.T.reshape(-1))
+            yield values
+
+    means = pooled_means(superpixels, enlarged()).astype(np.float32)
     if cams is not None and num_cams > 1 and cam_weight > 0:
         columns = [1 + list(class_indices).index(index) for index in mapped]
         means[:, columns] = _shared_out(means[:, columns], class_scores(superpixels, cams), cam_weight)
@@ -73,7 +81,7 @@ def refine_labels(
     painter = paint(superpixels, scores.max(axis=1, initial=0))
     covered = painter >= 0
     superpixel_class = classes[scores.argmax(axis=1)]
-    own_margin = margin(maps)
+    own_margin = best.lead().reshape(size[::-1]).T
     if uncovered == "background":
         labels = np.zeros_like(labels)
     if len(superpixels) > 0:

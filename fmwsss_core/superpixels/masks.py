@@ -6,7 +6,7 @@ overlaps work on the runs, so their cost follows the outlines and not the number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -150,33 +150,61 @@ def occupation_filter(superpixels: Superpixels, threshold: float) -> Superpixels
 
 
 def pooled_means(
-    superpixels: Superpixels,
-    maps: Float[np.ndarray, "classes height width"],
-    largest: Float[np.ndarray, " classes"] | None = None,
+    superpixels: Superpixels, maps: Iterable[Float[np.ndarray, "height width"]]
 ) -> Float64[np.ndarray, "superpixels classes"]:
-    """Mean of each map inside each mask (method M5.2, the mean of eq. 8); 0 for an empty mask.
+    """Mean of each map inside each mask (method M5.2, the mean of eq. 8); 0 for an empty mask. See `MeanInside`.
 
-    Prefix sums along the runs, of whole numbers: each map is scaled by a power of two such that the sum over the image
+    Args:
+        superpixels: of one image.
+        maps: of that image; asked for one by one, so that they need not be in memory together.
+    """
+    mean_inside = MeanInside(superpixels)
+    means = [mean_inside(values, max(abs(float(values.min())), abs(float(values.max())))) for values in maps]
+    return np.stack(means, axis=1) if means else np.zeros((len(superpixels), 0))
+
+
+class MeanInside:
+    """Means of one map after another inside the masks of one image, in the memory of one map.
+
+    Prefix sums along the runs, of whole numbers: a map is scaled by a power of two such that the sum over the image
     fits 62 bits. That is finer than its float32 values but for those below a millionth of the largest, and additions
     have no rounding: the same bytes on every machine, whatever their order.
 
     Args:
         superpixels: of one image.
-        maps: of that image.
-        largest: no absolute value of each map is above it; found here if not given.
     """
-    extremes = (maps.min((1, 2), initial=0), maps.max((1, 2), initial=0)) if largest is None else (largest,)
-    bounds = np.abs(extremes).max(axis=0)
-    owner, start, stop = superpixels.runs
-    num_pixels = superpixels.height_px * superpixels.width_px
-    sums = np.zeros((len(superpixels), len(maps)))
-    prefix = np.zeros(num_pixels + 1, dtype=np.int64)
-    for column, values in enumerate(maps):
-        scale = 2.0 ** (62 - np.frexp(float(num_pixels))[1] - np.frexp(bounds[column])[1])
+
+    def __init__(self, superpixels: Superpixels) -> None:
+        self._runs, self._num_masks = superpixels.runs, len(superpixels)
+        self._area_px = np.maximum(superpixels.area_px(), 1)
+        self._prefix = np.zeros(superpixels.height_px * superpixels.width_px + 1, dtype=np.int64)
+
+    def __call__(
+        self, values: Float[np.ndarray, "height width"], largest: float
+    ) -> Float64[np.ndarray, " superpixels"]:
+        """The mean inside each mask; 0 for an empty one.
+
+        Args:
+            values: of the image's pixels.
+            largest: none of them is further from 0.
+        """
+        (owner, start, stop), prefix = self._runs, self._prefix
+        scale = 2.0 ** (62 - np.frexp(float(len(prefix) - 1))[1] - np.frexp(largest)[1])
         np.multiply(values.ravel(order="F"), np.float64(scale), out=prefix[1:], casting="unsafe")
         np.cumsum(prefix, out=prefix)
-        sums[:, column] = np.bincount(owner, prefix[stop] - prefix[start], minlength=len(superpixels)) / scale
-    return sums / np.maximum(superpixels.area_px(), 1)[:, None]
+        return np.bincount(owner, prefix[stop] - prefix[start], minlength=self._num_masks) / scale / self._area_px
+
+
+def covered(superpixels: Superpixels) -> Bool[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
+    """Which pixels lie in any mask; column-major in memory."""
+    _, start, stop = superpixels.runs
+    num_pixels = superpixels.height_px * superpixels.width_px
+    # Of all masks one may begin and another end at a pixel: depths, not bits. Runs are fewer than 2^31.
+    depth = np.zeros(num_pixels + 1, dtype=np.int32)
+    np.add.at(depth, start, 1)
+    np.subtract.at(depth, stop, 1)
+    inside = np.cumsum(depth[:-1], out=depth[:-1]) > 0
+    return inside.reshape((superpixels.height_px, superpixels.width_px), order="F")
 
 
 def topmost(

@@ -23,7 +23,7 @@ from fmwsss.core.labels import IGNORE
 from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
 from fmwsss.core.seeds.ceilings import POWERS, cut_best, named_by_truth
-from fmwsss.core.seeds.sams import label_map_from_cam
+from fmwsss.core.seeds.sams import label_maps_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.run_layout import METRICS_FILE
@@ -272,8 +272,8 @@ def _label_maps(row: Row, labels: dict[str, Any], vocabulary: Vocabulary) -> lis
         return [decode_label_png(labels[row.column])]
     indices = vocabulary.indices(labels["classes"])
     maps = _maps_of(labels, row.column)
-    size = (labels["height_px"], labels["width_px"])
-    return [label_map_from_cam(maps, indices, *size, power) for power in (row.background_power, *POWERS)]
+    powers = (row.background_power, *POWERS)
+    return label_maps_from_cam(maps, indices, labels["height_px"], labels["width_px"], powers)
 
 
 def _ceiling(

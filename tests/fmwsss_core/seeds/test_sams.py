@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fmwsss.core.resize import upsample
-from fmwsss.core.seeds.sams import label_map_from_cam, seed_image
+from fmwsss.core.seeds.sams import (
+    cam_probabilities,
+    label_map_from_cam,
+    label_maps_from_cam,
+    margin,
+    margins_of_cams,
+    seed_image,
+)
 from fmwsss.core.superpixels.masks import Superpixels
 from tests.references import sams as reference
 
@@ -197,6 +206,33 @@ def test_label_map_from_cam_by_hand():
     np.testing.assert_array_equal(label_map_from_cam(cams, [4, 2], 1, 3, 1.0), [[0, 2, 4]])
     # (1 - .2)^8 = .17 < .2
     np.testing.assert_array_equal(label_map_from_cam(cams, [4, 2], 1, 3, 8.0), [[4, 2, 4]])
+
+
+@given(images(), st.sampled_from([0.3, 1.0, 3.0]))
+def test_maps_one_by_one_are_all_of_them_at_once(image: tuple[np.ndarray, np.ndarray, np.ndarray], power: float):
+    masks, _, cams = image
+    size, classes = masks.shape[1:], CLASSES[: len(cams)]
+    cams = np.clip(cams, 0, 1)
+    scores = cam_probabilities(upsample(cams, *size), power)
+    labels = np.array([0, *classes], dtype=np.uint8)[scores.argmax(axis=0)]
+    np.testing.assert_array_equal(label_maps_from_cam(cams, classes, size[0], size[1], [5.0, power])[1], labels)
+    np.testing.assert_array_equal(margins_of_cams(cams, size[0], size[1], power), margin(scores))
+
+
+@pytest.mark.parametrize("uncovered", ["background", "map"])
+def test_memory_is_that_of_one_map(uncovered):
+    height, width, num_classes = 400, 500, 60
+    masks = np.zeros((2, height, width), dtype=bool)
+    masks[0, :100], masks[1, 50:300, :400] = True, True
+    superpixels = superpixels_of(masks, [0, 1])
+    cams = np.random.default_rng(0).random((num_classes, 5, 7), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        seed_image(superpixels, cams, list(range(1, 1 + num_classes)), 0.6, uncovered=uncovered)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 12 * (4 * height * width)
 
 
 def test_mistakes_are_named():
