@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +16,7 @@ from fmwsss.core.labels import PALETTE
 
 MIN_SIDE_PX = 8
 # Named, so that a file cannot choose a decoder that nobody expects (EPS starts a program).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,15 +32,34 @@ UPRIGHT = {
 UNLIMITED = 2**62
 
 
+MAX_SAMPLE_VALUE, BITS_PER_SAMPLE = 281, 258  # tags of TIFF
+MAX_12_BIT = 4095
+# Behind a JPEG that ends too early: what is missing would take its pixels from here.
+_FILLER = bytes(range(1, 251)) * 40
+
+
 class ImageError(ValueError):
     """An image that can't be used; one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a file says of an image, beside its pixels.
+
+    Attributes:
+        orientation: how EXIF or XMP turn what is stored, 1 to 8; 1 is as it is stored.
+        bits: of a channel, as they are stored.
+    """
+
+    orientation: int
+    bits: int
 
 
 def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image as a person sees it: upright by its EXIF orientation, 8 bits, three channels.
 
-    Grey becomes three equal channels, 16-bit grey is divided by 257, CMYK and palettes are converted, what is
-    transparent is laid over white, and of an animation the first frame is taken.
+    Grey becomes three equal channels, 16-bit grey is divided by 257 (or less, where the file tells its largest value),
+    CMYK and palettes are converted, what is transparent is laid over white, and the first frame is taken.
 
     Args:
         data: an encoded image of one of FORMATS.
@@ -46,10 +68,16 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
     Raises:
         ImageError: no image, too large, too small (a side below MIN_SIDE_PX), truncated or damaged.
     """
+    return decode_image(data, max_pixels)[0]
+
+
+def decode_image(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width 3"], ImageFacts]:
+    """`decode_rgb`, and what the file says beside the pixels; raises as it."""
     image = _open(data, max_pixels, MIN_SIDE_PX)
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    facts = ImageFacts(orientation if orientation in UPRIGHT else 1, _bits_of(image, data))
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bit(image)
+        image = _from_16_bit(image, _max_value(image, data))
     if image.mode == "F":
         raise ImageError("its pixels are floating-point numbers; give 8 or 16 bits a channel")
     if image.has_transparency_data:
@@ -59,7 +87,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
         image = image.convert("RGB")
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
-    return np.array(image)
+    return np.array(image), facts
 
 
 def encode_label_png(labels: UInt8[np.ndarray, "height width"]) -> bytes:
@@ -98,8 +126,12 @@ def _open(data: bytes, max_pixels: int, min_side_px: int) -> Image.Image:
         with warnings.catch_warnings():
             # Of sizes that the limit below decides about, and of every format that this file is not.
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"mif"):
+            raise ImageError(
+                "it is HEIC, which Pillow reads with a package beside it: pip install pillow-heif"
+            ) from None
         known = ", ".join(FORMATS)
         raise ImageError(f"the file is no image that can be read ({known})" if data else "the file is empty") from None
     except Image.DecompressionBombError:
@@ -114,13 +146,69 @@ def _open(data: bytes, max_pixels: int, min_side_px: int) -> Image.Image:
     if min(width, height) < min_side_px:
         raise ImageError(f"the image has {width} x {height} pixels; both sides need at least {min_side_px}")
     try:
+        if image.format in ("JPEG", "MPO") and data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0:
+            image = _without_end(data)
         image.load()
         image.getexif()
     except MemoryError:
         raise
+    except ImageError:
+        raise
     except Exception as error:
         raise _damage(error) from error
     return image
+
+
+def _without_end(data: bytes) -> Image.Image:
+    """A JPEG whose last bytes are missing, or zeros as of a download that broke off: whole if no pixel comes from them.
+
+    The decoder fills what is missing with grey and says nothing. So it decodes twice, with other bytes in their place.
+
+    Raises:
+        ImageError: the pictures differ.
+    """
+    body = data.rstrip(b"\0")
+    image, other = (Image.open(BytesIO(body + tail + b"\xff\xd9"), formats=("JPEG",)) for tail in (b"", _FILLER))
+    image.load()
+    other.load()
+    if image.tobytes() != other.tobytes():
+        raise ImageError("the image is cut off: the file ends too early")
+    return image
+
+
+@functools.cache
+def _known_formats() -> list[str]:
+    """Those of FORMATS that Pillow reads here; HEIC by a package of its own."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
+
+        register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _bits_of(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        bits = _tag(image, BITS_PER_SAMPLE)
+        return bits if bits is not None else 1
+    return {"1": 1, "I": 16, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
+
+
+def _max_value(image: Image.Image, data: bytes) -> int | None:
+    """The largest value that pixels can have, where the file says so."""
+    if image.format == "TIFF":
+        return _tag(image, MAX_SAMPLE_VALUE)
+    if image.format == "PNG" and (begin := data.find(b"sBIT", 0, 4096)) > 0:
+        return 2 ** data[begin + 4] - 1
+    return 0xFFFF if image.format == "PPM" else None  # Pillow has scaled it
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    value = getattr(image, "tag_v2", {}).get(number)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return int(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _damage(error: Exception) -> ImageError:
@@ -134,8 +222,15 @@ def _most(max_pixels: int) -> int:
     return min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, max_value: int | None) -> Image.Image:
+    """Grey of more than 8 bits, scaled by what the file says that its largest value is."""
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
+    if values.min() < 0 or values.max() > 0xFFFF or (image.mode == "I" and image.format == "TIFF"):
         raise ImageError("its pixels have 32 bits; give 8 or 16 bits a channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if max_value is None and 0 < values.max() <= MAX_12_BIT:
+        raise ImageError(
+            f"its pixels have 16 bits and none is above {values.max()}, as of a camera with 12: it would be "
+            "black. Store it with 8 bits, or say the largest value in the tag MaxSampleValue"
+        )
+    largest = max(max_value or 0xFFFF, int(values.max()))
+    return Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))

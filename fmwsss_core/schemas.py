@@ -27,6 +27,8 @@ IMAGES = pa.schema(
         ("classes", pa.list_(pa.string())),
         ("sha256", pa.string()),  # of `image`
         ("truth", pa.binary()),  # label PNG or null; for evaluation and preview only
+        ("orientation", pa.int8()),  # 1 to 8, by which the stored pixels are turned upright; null in older runs
+        ("bits", pa.int8()),  # of a channel, as stored
     ]
 )
 

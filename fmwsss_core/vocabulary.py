@@ -54,7 +54,7 @@ class Vocabulary:
         except ValueError:
             near = difflib.get_close_matches(class_name, self.classes, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known classes: {', '.join(self.classes[:30])}"
-            raise ValueError(f"{class_name!r} is not a class of the vocabulary {self.name!r}{hint}") from None
+            raise ValueError(f"{class_name[:80]!r} is not a class of the vocabulary {self.name!r}{hint}") from None
 
     def indices(self, names: Iterable[str]) -> tuple[int, ...]:
         """Class indices (1-based) of several names, in their order."""

@@ -21,7 +21,7 @@ FORBIDDEN = {
 FLOORS = [
     {"core.labels", "core.memory_errors", "core.lazy_exports", "core.vocabulary"},
     {"core.adaptive_batch", "core.resize", "core.images", "core.metrics", "core.toy"},
-    {"core.clip", "core.superpixels"},
+    {"core.clip", "core.superpixels", "core.instances"},
     {"core.class_maps", "core.seeds"},
     {"core.prompts", "core.segmenter"},
     {"core.schemas", "core.overlays", "core.vocabularies"},

@@ -22,13 +22,15 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from typing import IO, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fmwsss.cluster.execution.machine_faults import MachineFault
-from fmwsss.core.images import ImageError, decode_label_png, decode_rgb
+from fmwsss.core.images import ImageError, ImageFacts, decode_image, decode_label_png
+from fmwsss.core.instances import paint_instances
 
 # A child may also die of somebody else's doing (the machine's memory); an image that kills three of them is guilty.
 NUM_TRIES = 3
@@ -60,6 +62,17 @@ class Decoder:
         height_px, width_px = answer["size"]
         return height_px, width_px
 
+    def look(self, data: bytes, max_pixels: int) -> tuple[int, int, ImageFacts]:
+        """`size`, and what the file says beside the pixels; raises as `rgb`."""
+        answer, _ = self._ask("size", data, max_pixels)
+        height_px, width_px = answer["size"]
+        return height_px, width_px, ImageFacts(answer["orientation"], answer["bits"])
+
+    def instances(self, annotations: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
+        """`fmwsss.core.instances.paint_instances` in the child; raises as `rgb`."""
+        answer, pixels = self._ask("instances", annotations, 0, size)
+        return np.frombuffer(pixels, np.uint8).reshape(answer["size"])
+
     def labels(self, data: bytes) -> UInt8[np.ndarray, "height width"]:
         """`fmwsss.core.images.decode_label_png` in the child; raises as `rgb`."""
         answer, pixels = self._ask("labels", data, 0)
@@ -76,9 +89,14 @@ class Decoder:
                     pipe.close()
 
     def _ask(
-        self, kind: Literal["rgb", "size", "labels"], data: bytes, max_pixels: int
+        self,
+        kind: Literal["rgb", "size", "labels", "instances"],
+        data: bytes,
+        max_pixels: int,
+        size: tuple[int, int] | None = None,
     ) -> tuple[dict[str, Any], bytearray]:
-        request = json.dumps({"kind": kind, "max_pixels": max_pixels, "num_bytes": len(data)}).encode() + b"\n"
+        told = {"kind": kind, "max_pixels": max_pixels, "num_bytes": len(data), "size": size}
+        request = json.dumps(told).encode() + b"\n"
         with self._lock:
             for _ in range(NUM_TRIES):
                 self._child = self._child or _start_child()
@@ -194,8 +212,12 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes
         if request["kind"] == "labels":
             labels = decode_label_png(data)
             return {"size": labels.shape}, labels.reshape(-1).data
-        pixels = decode_rgb(data, request["max_pixels"])
-        return {"size": pixels.shape[:2]}, pixels.reshape(-1).data if request["kind"] == "rgb" else b""
+        if request["kind"] == "instances":
+            labels = paint_instances(json.loads(data), *request["size"])
+            return {"size": labels.shape}, labels.reshape(-1).data
+        pixels, facts = decode_image(data, request["max_pixels"])
+        answer = {"size": pixels.shape[:2], **asdict(facts)}
+        return answer, pixels.reshape(-1).data if request["kind"] == "rgb" else b""
     except ImageError as error:
         return {"error": str(error)}, b""
     except Exception as error:

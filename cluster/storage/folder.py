@@ -22,13 +22,28 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fmwsss.cluster.storage.local_disk import has_links, is_temporary, leftovers, walk, write_local
+from fmwsss.cluster.storage.local_disk import (
+    has_links,
+    is_temporary,
+    leftovers,
+    read_local,
+    walk,
+    walk_tokens,
+    write_local,
+)
 from fmwsss.cluster.storage.parquet import READING, checked, parse_table, table_bytes
 from fmwsss.cluster.storage.redaction import has_secret
 from fmwsss.cluster.storage.storage_errors import DamagedFile as DamagedFile
 from fmwsss.cluster.storage.storage_errors import FileError as FileError
+from fmwsss.cluster.storage.storage_errors import RefusedFile as RefusedFile
 from fmwsss.cluster.storage.storage_errors import StorageError as StorageError
-from fmwsss.cluster.storage.storage_errors import is_missing_bucket, is_refused_creation, is_transient, reason_of
+from fmwsss.cluster.storage.storage_errors import (
+    is_missing_bucket,
+    is_refused_creation,
+    is_transient,
+    kind_of,
+    reason_of,
+)
 
 NUM_TRIES = 9
 NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
@@ -70,7 +85,7 @@ class Folder:
             # Workers have other working directories than the driver.
             url = os.path.abspath(os.path.expanduser(rest if separator else self.url))
         else:
-            url = self.url.rstrip("/")
+            url = f"{scheme.lower()}://{rest}".rstrip("/")
         object.__setattr__(self, "url", url)
 
     @property
@@ -98,17 +113,30 @@ class Folder:
         if self.is_local:
             found = dict(walk(Path(self.url), prefix))
         else:
-
-            def find() -> dict[str, int]:
-                filesystem, path = self._open()
-                # Only s3fs narrows the LIST itself; the filter below is for the others.
-                options: dict[str, Any] = {"prefix": prefix} if prefix and self.url.startswith("s3") else {}
-                told = filesystem.find(path, detail=True, **options)
-                below = {name: about for name, about in told.items() if name.startswith(path + "/")}
-                return {name[len(path) + 1 :]: int(about.get("size") or 0) for name, about in below.items()}
-
-            found = self._patiently("list", self.url, find)
+            found = {name: int(about.get("size") or 0) for name, about in self._find(prefix).items()}
         return {name: size for name, size in found.items() if name.startswith(prefix) and not is_temporary(name)}
+
+    def tokens(self) -> dict[str, str]:
+        """The files of `list` with what changes when their content does; the same single LIST.
+
+        On a disk that is size and time of the last change, in a store its size and what it calls the content (ETag).
+        """
+        if self.is_local:
+            return {name: token for name, token in walk_tokens(self.url) if not is_temporary(name)}
+        return {
+            name: f"{about.get('size')}:{about.get('ETag') or about.get('LastModified') or ''}".replace('"', "")
+            for name, about in self._find("").items()
+        }
+
+    def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
+        def find() -> dict[str, dict[str, Any]]:
+            filesystem, path = self._open()
+            # Only s3fs narrows the LIST itself; the filter of the caller is for the others.
+            options: dict[str, Any] = {"prefix": prefix} if prefix and self.url.startswith("s3") else {}
+            told = filesystem.find(path, detail=True, **options)
+            return {name[len(path) + 1 :]: about for name, about in told.items() if name.startswith(path + "/")}
+
+        return self._patiently("list", self.url, find)
 
     def probe(self) -> None:
         """Ask whether the folder answers at all, with less patience than usual; it need not exist.
@@ -159,12 +187,34 @@ class Folder:
         path = self._at(name)
 
         def read() -> bytes:
+            if self.is_local:
+                return read_local(path, max_bytes)
             filesystem, _ = self._open()
             if max_bytes is not None and (size := filesystem.size(path)) > max_bytes:
                 raise FileError(f"{path} has {size} bytes, more than the {max_bytes} that are allowed")
             return filesystem.cat_file(path, **self._whole("max_concurrency", 1))
 
         return self._patiently("read", path, read)
+
+    def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
+        """Some bytes of a file, fewer where it ends before; raises as `read`."""
+        path = self._at(name)
+
+        def read() -> bytes:
+            if self.is_local:
+                return read_local(path, None, start, num_bytes)
+            return self._open()[0].cat_file(path, start=start, end=start + num_bytes)
+
+        return self._patiently("read", path, read)
+
+    def open(self, name: str) -> Any:
+        """A file to be read piece by piece, for what is too large for `read`; an error on the way is the caller's.
+
+        Raises:
+            StorageError: it can't be opened.
+        """
+        path = self._at(name)
+        return self._patiently("read", path, lambda: self._open()[0].open(path, "rb", block_size=PIECE_BYTES))
 
     def sha256(self, name: str) -> str:
         """The sha256 of a file, read piece by piece; raises as `read`."""
@@ -328,6 +378,8 @@ class Folder:
         return {option: value} if self.url.startswith("s3") else {}
 
     def _open(self) -> tuple[Any, str]:
+        if self.is_local:  # not by its name: a path may hold `::`, which would name a chain of file systems
+            return fsspec.filesystem("file"), self.url
         if not self.url.startswith("s3"):
             return fsspec.core.url_to_fs(self.url)
         # s3fs would remember listings and not see what other workers wrote. It and botocore each try five times; here
@@ -353,9 +405,8 @@ class Folder:
                 reason = reason_of(error, num_tries)
                 if reason is None:
                     raise
-                is_missing = isinstance(error, FileNotFoundError) and not is_missing_bucket(error)
                 # What the server answered may repeat the key id: only its kind is told, and the chain is cut.
-                raise (FileError if is_missing else StorageError)(f"can't {action} {path}: {reason}") from None
+                raise kind_of(error, action, self.is_local)(f"can't {action} {path}: {reason}") from None
         raise AssertionError("the last attempt returns or raises")
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from fmwsss.cluster.storage.storage_errors import FileError, RefusedFile
 
 
 def walk(base: Path, prefix: str) -> Iterator[tuple[str, int]]:
@@ -22,6 +26,54 @@ def walk(base: Path, prefix: str) -> Iterator[tuple[str, int]]:
                     yield f"{above}{file}", os.stat(f"{parent}/{file}").st_size
                 except OSError:
                     yield f"{above}{file}", 0  # gone meanwhile, or a link to nowhere
+
+
+def walk_tokens(base: str) -> Iterator[tuple[str, str]]:
+    """Names of the files below a folder, with size and time of the last change; links to folders are not followed."""
+    waiting = [""]
+    while waiting:
+        above = waiting.pop()
+        try:
+            entries = list(os.scandir(f"{base}/{above}"))
+        except OSError:
+            continue  # gone meanwhile, or not ours to look into
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{above}{entry.name}/")
+                continue
+            try:
+                about = entry.stat()
+            except OSError:
+                yield f"{above}{entry.name}", "0:0"  # a link to nowhere
+                continue
+            if not stat.S_ISDIR(about.st_mode):
+                yield f"{above}{entry.name}", f"{about.st_size}:{about.st_mtime_ns}"
+
+
+def read_local(path: str, max_bytes: int | None = None, start: int = 0, num_bytes: int = -1) -> bytes:
+    """The bytes of a file, or `num_bytes` of them from `start` on.
+
+    What is no file (a pipe, a device) is not opened, for nobody knows when it ends; nor is trusted what size a file
+    says it has.
+
+    Raises:
+        FileError: it has more than `max_bytes`.
+        RefusedFile: it is no file.
+        OSError: it can't be read.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, path)
+        raise RefusedFile(f"can't read {path}: it is no file but a pipe, a socket or a device")
+    if max_bytes is not None and about.st_size > max_bytes:
+        raise FileError(f"{path} has {about.st_size} bytes, more than the {max_bytes} that are allowed")
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = file.read(num_bytes if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise FileError(f"{path} has more than the {max_bytes} bytes that are allowed")
+    return data
 
 
 def leftovers(base: Path) -> list[Path]:

@@ -15,6 +15,7 @@ TRANSIENT_ERRNOS = {
     errno.ETIMEDOUT,
     errno.EPIPE,
 }
+OF_MACHINE = {errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE}
 # By name, so that botocore and aiohttp are not imported for a local folder.
 TRANSIENT_NAMES = {
     "HTTPClientError",
@@ -36,6 +37,10 @@ class StorageError(ValueError):
 
 class FileError(StorageError):
     """One file that is absent or too large; the folder itself answers."""
+
+
+class RefusedFile(StorageError):  # noqa: N818 - the name says what happened
+    """One file that can't be read though it is there: no permission, a pipe, a damaged sector."""
 
 
 class DamagedFile(StorageError):  # noqa: N818 - the name says what happened
@@ -82,6 +87,15 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
     if isinstance(error, OSError):
         return os.strerror(error.errno).lower() if error.errno else type(error).__name__
     return None
+
+
+def kind_of(error: BaseException, action: str, is_local: bool) -> type[StorageError]:
+    """Whose fault an error is that `reason_of` has words for: one file's, or the whole storage's."""
+    if isinstance(error, FileNotFoundError):
+        return StorageError if is_missing_bucket(error) else FileError
+    is_of_file = isinstance(error, OSError if is_local else PermissionError)
+    machine = isinstance(error, OSError) and error.errno in OF_MACHINE
+    return RefusedFile if action == "read" and is_of_file and not machine else StorageError
 
 
 def is_refused_creation(error: BaseException) -> bool:

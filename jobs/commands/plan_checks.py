@@ -17,9 +17,10 @@ from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.images import ingest
+from fmwsss.jobs.images import digest, ingest
+from fmwsss.jobs.images.image_rows import demand_indices, image_row
 from fmwsss.jobs.images.readers.base import Source
-from fmwsss.jobs.images.readers.registry import sources_of
+from fmwsss.jobs.images.readers.registry import read_dataset
 from fmwsss.jobs.prompts import reuse as taken_prompts
 from fmwsss.jobs.segmenter import train
 
@@ -65,7 +66,11 @@ def segmenter(config: RunConfig) -> str:
     engine = train.choose_engine(section)
     if section.validation is None:
         return f"engine {engine}, no validation images"
-    usable = [source for source in sources_of(section.validation) if not source.problem]
+    usable = [
+        source
+        for source in read_dataset(section.validation, config.resolve_vocabulary().classes).sources
+        if not source.problem
+    ]
     if not usable:
         raise ValueError("segmenter.validation: none of its images can be used")
     return f"engine {engine}, {len(usable)} validation images"
@@ -83,7 +88,11 @@ def model(role: Any, spec: ModelSpec) -> str:
 
 def images(config: RunConfig, sources: list[Source]) -> str:
     """Lists the data set into `sources`."""
-    sources += sources_of(config.dataset)
+    classes = config.resolve_vocabulary().classes
+    listing = read_dataset(config.dataset, classes)
+    sources += listing.sources
+    for line in digest.of_listing(listing, classes):
+        print(f"     {line}", flush=True)
     problems = Counter(source.problem for source in sources if source.problem)
     few = "".join(f"; {count}: {problem}" for problem, count in problems.most_common(NUM_EXAMPLES))
     _demand_few(config, sum(problems.values()), len(sources), f"can't be used{few}")
@@ -115,11 +124,13 @@ def labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
     """Reads and decodes a sample of the images."""
     usable = [source for source in sources if not source.problem]
+    reading = ingest.reading_of(config)
+    demand_indices(usable, reading)
     sample = random.Random(config.random_seed).sample(usable, min(NUM_DECODED, len(usable)))
 
     def look(source: Source) -> dict[str, Any] | str:
         try:
-            return ingest.image_row(source.__dict__, vocabulary, config.limits)
+            return image_row(source.__dict__, reading)
         except ValueError as error:
             return f"{source.image_id}: {error}"
 
@@ -130,6 +141,8 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
     few = "; ".join(bad[:NUM_EXAMPLES])
     if not good:
         raise ValueError(f"of {len(sample)} images that were read none can be used: {few}")
+    for line in digest.of_rows(good, vocabulary.classes)[-5:]:
+        print(f"     of the sample: {line}", flush=True)
     _demand_few(config, len(bad), len(sample), f"of a sample can't be used: {few}")
     kib = statistics.mean(len(row["image"]) for row in good) / 1024
     sides = sorted(row["height_px"] * row["width_px"] for row in good)

@@ -19,7 +19,23 @@ from fmwsss.jobs.config.yaml_text import ConfigError, read_yaml
 
 _SAY_WHICH = "say which run file names it: --config RUN_FILE (for `predict` and `export` in place of RUN)"
 # What pydantic puts between the keys of a section of which there are several kinds.
-_CHOICES = {"toy", "voc", "folder", "unlabelled", "VocabularySection", "str", "gradcam", "patch", "given", "mixture"}
+_CHOICES = {
+    "toy",
+    "voc",
+    "folder",
+    "class_folders",
+    "coco",
+    "yolo",
+    "parquet",
+    "webdataset",
+    "unlabelled",
+    "VocabularySection",
+    "str",
+    "gradcam",
+    "patch",
+    "given",
+    "mixture",
+}
 
 
 def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:

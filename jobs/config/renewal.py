@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fmwsss.jobs.config.base import Section
-from fmwsss.jobs.config.datasets import FolderData, ImageLimits, ToyData, UnlabelledData, VocData
+from fmwsss.jobs.config.datasets import DATASETS, ImageLimits
 from fmwsss.jobs.config.models import ModelSection, ProposeSection
 from fmwsss.jobs.config.prompts import ClassificationPrompts, SegmentationPrompts
 from fmwsss.jobs.config.seeds import SeedSection
@@ -23,7 +23,6 @@ _SECTIONS: dict[str, type[Section]] = {
     "limits": ImageLimits,
     "segmenter": SegmenterSection,
 }
-_DATASETS = {"toy": ToyData, "voc": VocData, "folder": FolderData, "unlabelled": UnlabelledData}
 
 
 def renewed_inputs(stage: str, old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +36,10 @@ def renewed_inputs(stage: str, old: dict[str, Any], new: Mapping[str, Any]) -> d
     sections = dict(_SECTIONS)
     sections["learn"] = ClassificationPrompts if stage.endswith("classification") else SegmentationPrompts
     if isinstance(old.get("dataset"), dict):
-        sections["dataset"] = _DATASETS.get(old["dataset"].get("kind"), Section)
+        sections["dataset"] = DATASETS.get(old["dataset"].get("kind"), Section)
+    if stage == "images" or stage.endswith("/images"):
+        # What was written in the run file; today the content of the dataset is looked at instead.
+        return {key: value for key, value in old.items() if key in new}
     renewed = dict(old)
     for key, section in sections.items():
         if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):

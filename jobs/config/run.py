@@ -10,7 +10,7 @@ from fmwsss.core.vocabularies import custom_vocabulary, vocabulary_named
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.base import Count, Percentage, Section
 from fmwsss.jobs.config.class_maps import given_sources
-from fmwsss.jobs.config.datasets import FolderData, ImageLimits, ToyData, VocData
+from fmwsss.jobs.config.datasets import ImageLimits, LabelledData
 from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularyChoice
 from fmwsss.jobs.config.prompts import LearnStages
 from fmwsss.jobs.config.seeds import SeedStages
@@ -56,7 +56,7 @@ class RunConfig(Section):
 
     run: str
     """The run folder, where everything is written: a path or URL, such as s3://bucket/runs/a."""
-    dataset: Annotated[ToyData | VocData | FolderData, Field(discriminator="kind")]
+    dataset: Annotated[LabelledData, Field(discriminator="kind")]
     """Which images, and where their labels are."""
     vocabulary: VocabularyChoice
     """`voc12`, `coco14`, `toy`, or classes of one's own (M1)."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.jobs.config.base import Count, Section, Share, setting
-from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
+from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
 
 
 class SegmenterSection(Section):
@@ -72,7 +72,7 @@ class SegmenterSection(Section):
 
     preview_every: Count = 1000
     """Iterations between pictures of predictions in TensorBoard."""
-    validation: Annotated[ToyData | VocData | FolderData | UnlabelledData, Field(discriminator="kind")] | None = None
+    validation: Annotated[LabelledData | UnlabelledData, Field(discriminator="kind")] | None = None
     """Images to predict after the training and, where they have ground truth, to judge by."""
     validate_every: Count | None = None
     """Iterations between validations; needs ground truth. Only `keep: best` lets it decide anything."""

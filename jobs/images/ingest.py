@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from io import BytesIO
+import sys
+from collections.abc import Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
 import ray
-from jaxtyping import UInt8
-from PIL import Image
 
 from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.rows import summary
 from fmwsss.cluster.execution.shard_pipeline import Operator
-from fmwsss.cluster.execution.subprocess_decoder import decoder
-from fmwsss.cluster.storage.folder import FileError, Folder, StorageError, read_url
-from fmwsss.cluster.storage.ledger import Receipt, Run, part_index, part_name
-from fmwsss.core.images import ImageError, encode_label_png
-from fmwsss.core.labels import IGNORE
+from fmwsss.cluster.storage.folder import FileError, RefusedFile, StorageError
+from fmwsss.cluster.storage.ledger import INPUTS, Receipt, Run, part_index, part_name
 from fmwsss.core.schemas import IMAGES, failure_row
-from fmwsss.core.vocabulary import Vocabulary
-from fmwsss.jobs.config.datasets import ImageLimits
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.images.readers.base import SOURCES, DatasetError
-from fmwsss.jobs.images.readers.registry import sources_of
-from fmwsss.jobs.images.readers.toy import TOY_SCHEME
+from fmwsss.jobs.images import digest, record
+from fmwsss.jobs.images.image_rows import Reading, demand_indices, image_row
+from fmwsss.jobs.images.readers.base import DatasetError, Listing
+from fmwsss.jobs.images.readers.registry import read_dataset
 from fmwsss.jobs.stages import Declaration, ShardCost, Stage, begin_stage, make_stage, run_sharded
 
 STAGE = "images"
@@ -38,6 +28,8 @@ STAGE = "images"
 
 def images_stage(config: RunConfig, home: str = "") -> Stage:
     """The stage that takes the images of the dataset into the run: read | check | write, one task a shard.
+
+    What it depends on is the content of the dataset, which `record` keeps, and not the words of the run file.
 
     Args:
         config: the run file.
@@ -47,12 +39,7 @@ def images_stage(config: RunConfig, home: str = "") -> Stage:
         name=f"{home}{STAGE}",
         unit="images",
         reads=(),
-        settings=lambda: {
-            "dataset": config.dataset.model_dump(),
-            "classes": list(config.resolve_vocabulary().classes),
-            "shard_rows": config.shard_rows,
-            "limits": config.limits.model_dump(),
-        },
+        settings=lambda: {"classes": list(config.resolve_vocabulary().classes), "shard_rows": config.shard_rows},
         make=lambda stage, run: _make(config, stage, run),
         cost=ShardCost(requests_per_image=2 if config.dataset.kind == "toy" else 4, requests_per_part=2),
     )
@@ -72,35 +59,64 @@ def run(config: RunConfig, run: Run) -> Receipt:
     """Takes the images of the dataset into the run.
 
     Raises:
-        ValueError: the dataset is empty or can't be read, it is not the one that the stage was begun with, or every
-            image failed.
+        ValueError: the dataset is empty or can't be read, or every image failed.
     """
     return make_stage(images_stage(config), run, config.max_failures)
 
 
+def reading_of(config: RunConfig) -> Reading:
+    """How the images of a run file are read."""
+    data = config.dataset
+    return Reading(
+        config.resolve_vocabulary(),
+        config.limits,
+        data.kind != "unlabelled",
+        getattr(data, "difficult", True),
+        getattr(data, "binary_truth", False),
+    )
+
+
 def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
-    settings = stage.settings()
     own, _ = run.within(stage.name)
-    complete = own.receipt(STAGE)
-    is_same = complete is not None and all(complete.inputs.get(key) == value for key, value in settings.items())
-    # The images are in the run; the dataset may have gone. Only a folder to be predicted is looked at again.
-    if complete and is_same and config.dataset.kind != "unlabelled":
+    complete, rows = own.receipt(STAGE), record.read_record(own, STAGE)
+    if complete is None and rows is None and own.folder.child(STAGE).exists(INPUTS):
+        # Begun by a release that kept no record: which image is in which of its shards is not known.
+        own.do_again(STAGE, own.parts(STAGE))
+    started = begin_stage(run, stage.name, stage.settings(), [])
+    if complete:
         return complete
-    sources = _list_sources(config)
-    # Which image is in which shard must not change between two starts.
-    started = begin_stage(run, stage.name, {**settings, "listing": _listing_of(sources)}, [])
-    if started.receipt:
-        return started.receipt
-    parts = [part_name(index) for index in range(-(-sources.num_rows // config.shard_rows))]
+    listing = read_dataset(config.dataset, config.resolve_vocabulary().classes)
+    if rows is None:
+        tell(digest.of_listing(listing, config.resolve_vocabulary().classes))
+        demand_indices(listing.sources, reading_of(config))
+        rows = record.rows_of(listing.sources, config.shard_rows)
+        record.write_record(own, STAGE, rows)
+    parts = [part_name(index) for index in range(1 + max(row["shard"] for row in rows))]
     arguments = {
         "run": own,
-        "sources": ray.put(sources),
-        "shard_rows": config.shard_rows,
-        "vocabulary": config.resolve_vocabulary(),
-        "limits": config.limits,
-        "needs_labels": config.dataset.kind != "unlabelled",
+        "sources": ray.put(pa.Table.from_pylist(rows, schema=record.RECORD)),
+        "reading": reading_of(config),
     }
-    return run_sharded(run, started, parts, sources.num_rows, [Operator(ingest_shard, arguments)], config.max_failures)
+    receipt = run_sharded(run, started, parts, len(rows), [Operator(ingest_shard, arguments)], config.max_failures)
+    tell(digest.of_images(own, STAGE, receipt.parts, config.resolve_vocabulary().classes))
+    return receipt
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Prints the lines of a digest."""
+    for line in lines:
+        print(f"images: {line}", flush=True)
+
+
+def list_again(config: RunConfig) -> Listing | None:
+    """The dataset as it is now; None, and a line, where it is no longer there: the run has its images."""
+    try:
+        return read_dataset(config.dataset, config.resolve_vocabulary().classes)
+    except (DatasetError, StorageError) as error:
+        print(
+            f"fmwsss: the dataset can't be looked at again ({error}); the run goes on with what it has", file=sys.stderr
+        )
+        return None
 
 
 def demand_readable(config: RunConfig, run: Run, stage: bool | str = True) -> None:
@@ -115,121 +131,48 @@ def demand_readable(config: RunConfig, run: Run, stage: bool | str = True) -> No
         ValueError: the dataset is not there, or no longer the one that was read.
     """
     failed = run.failed_parts(STAGE) if stage in (True, STAGE) else {}
+    rows = record.read_record(run, STAGE)
     if not failed or run.receipt(STAGE) is None:
         return
-    sources, complete = _list_sources(config), run.receipt(STAGE)
-    if complete is not None and complete.inputs.get("listing") not in (None, _listing_of(sources)):
-        raise DatasetError(
-            "the dataset is no longer the one that was read: failed images can't be tried again in this run"
-        )
-    rows = sources.to_pylist()
-    for part in sorted(failed):
-        bad = set(run.failures(STAGE)["image_id"].to_pylist())
-        first = part_index(part) * config.shard_rows
-        for source in rows[first : first + config.shard_rows]:
-            url = source["image_url"]
-            if source["image_id"] in bad or url.startswith(TOY_SCHEME):
-                continue
-            parent, _, name = url.rpartition("/")
-            if not Folder(parent).exists(name):
-                raise DatasetError(f"{url} is no longer there: it is good in this run, and would be lost by a retry")
+    if rows is None:
+        raise DatasetError("an earlier release took these images: failed ones can't be tried again; `--from images`")
+    bad = set(run.failures(STAGE)["image_id"].to_pylist())
+    shards = {part_index(part) for part in failed}
+    wanted = [row for row in rows if row["shard"] in shards and row["image_id"] not in bad]
+    now = record.tokens_of([record.source_of(row) for row in wanted])
+    for row, token in zip(wanted, now, strict=True):
+        if "absent" in token:
+            raise DatasetError(
+                f"{row['image_url']} is no longer there: it is good in this run, and would be lost by a retry"
+            )
 
 
-def _list_sources(config: RunConfig) -> pa.Table:
-    return pa.Table.from_pylist([asdict(source) for source in sources_of(config.dataset)], schema=SOURCES)
-
-
-def _listing_of(sources: pa.Table) -> str:
-    return hashlib.sha256(json.dumps(sources.to_pylist()).encode()).hexdigest()[:16]
-
-
-def ingest_shard(
-    block: pa.Table,
-    run: Run,
-    sources: ray.ObjectRef,
-    shard_rows: int,
-    vocabulary: Vocabulary,
-    limits: ImageLimits,
-    needs_labels: bool,
-) -> pa.Table:
+def ingest_shard(block: pa.Table, run: Run, sources: ray.ObjectRef, reading: Reading) -> pa.Table:
     """A block that names one part in, that part and its failures written, its counts out."""
     part = block["part"][0].as_py()
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
-    for source in ray.get(sources).slice(part_index(part) * shard_rows, shard_rows).to_pylist():
-        try:
-            rows.append(image_row(source, vocabulary, limits, needs_labels))
-        except StorageError as error:
-            # A file that is not there is a fault of this image; a store that does not answer is not.
-            if not isinstance(error, FileError):
-                raise
-            failures.append(failure_row(source["image_id"], STAGE, error))
-        except Exception as error:
-            if kind_of(error) is not None:
-                raise  # not this image's fault
-            failures.append(failure_row(source["image_id"], STAGE, error))
+    table: pa.Table = ray.get(sources)
+    for source in table.take(np.flatnonzero(table["shard"].to_numpy() == part_index(part))).to_pylist():
+        row = row_or_failure(source, reading)
+        (failures if "error_type" in row else rows).append(row)
     return summary(part, run.write_part(STAGE, part, rows, IMAGES, failures), len(failures))
 
 
-def image_row(
-    source: Mapping[str, Any], vocabulary: Vocabulary, limits: ImageLimits, needs_labels: bool = True
-) -> dict[str, Any]:
-    """The row of IMAGES for one row of SOURCES; without labels only where none are needed.
+def row_or_failure(source: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """The row of IMAGES of a source, or of FAILURES where the fault is the image's or its file's.
 
     Raises:
-        ValueError: the image, its labels or its truth can't be used; one sentence.
+        StorageError: the store does not answer.
     """
-    if source["problem"]:
-        raise DatasetError(source["problem"])
-    if source["image_url"].startswith(TOY_SCHEME):
-        data, truth, names = _toy(int(source["image_url"].removeprefix(TOY_SCHEME)))
-    else:
-        data = read_url(source["image_url"], limits.max_bytes)
-        truth = decoder().labels(read_url(source["truth_url"], limits.max_bytes)) if source["truth_url"] else None
-        names = source["classes"]
-    height_px, width_px = decoder().size(data, limits.max_pixels)
-    indices = _truth_indices(truth, (height_px, width_px), vocabulary) if truth is not None else []
-    if names is None:
-        if source["annotation_url"]:
-            names = _annotated(read_url(source["annotation_url"], limits.max_bytes))
-        else:
-            names = [vocabulary.classes[index - 1] for index in indices]
-    if needs_labels and not names:
-        raise DatasetError("has no labels")
-    return {
-        "image_id": source["image_id"],
-        "image": data,
-        "height_px": height_px,
-        "width_px": width_px,
-        "classes": [vocabulary.classes[index - 1] for index in sorted(set(vocabulary.indices(names)))],
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "truth": encode_label_png(truth) if truth is not None else None,
-    }
-
-
-def _toy(seed: int) -> tuple[bytes, UInt8[np.ndarray, "height width"], Sequence[str]]:
-    from fmwsss.core.toy.world import draw_scene
-
-    scene = draw_scene(seed)
-    buffer = BytesIO()
-    Image.fromarray(scene.image).save(buffer, "PNG")
-    return buffer.getvalue(), scene.truth, scene.classes
-
-
-def _truth_indices(
-    truth: UInt8[np.ndarray, "height width"], size: tuple[int, int], vocabulary: Vocabulary
-) -> list[int]:
-    if truth.shape != size:
-        given = f"{truth.shape[1]} x {truth.shape[0]}"
-        raise ImageError(f"its truth has {given} pixels, and the image, upright, {size[1]} x {size[0]}")
-    indices = [int(value) for value in np.unique(truth) if value not in (0, IGNORE)]
-    if indices and indices[-1] > len(vocabulary.classes):
-        raise ImageError(f"its truth has the class {indices[-1]}; the vocabulary has {len(vocabulary.classes)} classes")
-    return indices
-
-
-def _annotated(data: bytes) -> list[str]:
     try:
-        return [(node.text or "").strip() for node in ElementTree.fromstring(data).iterfind("object/name")]
-    except ElementTree.ParseError as error:
-        raise DatasetError("its annotation is no XML") from error
+        return image_row(source, reading)
+    except StorageError as error:
+        # A file that is not there, or not ours to read, is a fault of this image; a store that does not answer is not.
+        if not isinstance(error, FileError | RefusedFile):
+            raise
+        return failure_row(source["image_id"], STAGE, error)
+    except Exception as error:
+        if kind_of(error) is not None:
+            raise  # not this image's fault
+        return failure_row(source["image_id"], STAGE, error)

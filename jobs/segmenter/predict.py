@@ -14,7 +14,7 @@ from fmwsss.cluster.replicas.segmenter import SegmenterReplica
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.schemas import PREDICTIONS
-from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
+from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.images.ingest import images_stage
@@ -34,9 +34,7 @@ from fmwsss.jobs.stages import Declaration, Judged, Stage, make_stage
 from fmwsss.jobs.superpixels.propose import superpixels_stage
 
 
-def predictions_stages(
-    config: RunConfig, dataset: ToyData | VocData | FolderData | UnlabelledData, name: str
-) -> list[Stage]:
+def predictions_stages(config: RunConfig, dataset: LabelledData | UnlabelledData, name: str) -> list[Stage]:
     """Images in, label maps out: the stages images | predicted | superpixels | refined | reports of a run in the run.
 
     Args:

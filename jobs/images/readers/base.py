@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from fmwsss.cluster.storage.folder import Folder
-
-IMAGE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-
-
-EXTENSIONS = {"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"}
+# One name of a file: letters, digits, `.`, `_` and `-`; anything else is escaped as in a URL, `%2F` for a slash.
+IMAGE_ID = re.compile(r"(?!\.)(?:[A-Za-z0-9._-]|%[0-9A-F]{2})+")
+MAX_ID_LENGTH = 240  # `<id>.png` must be a file name
+NUM_EXAMPLES = 3  # of what is told with a count
 
 
 class DatasetError(ValueError):
@@ -26,9 +25,9 @@ class Source:
 
     Attributes:
         image_id: its name in the run, and in every file name that comes from it.
-        image_url: path or URL of the encoded image, or `toy:<seed>`.
-        classes: its labels; None where they are in `annotation_url` or else are the classes of the truth.
-        truth_url: its label PNG, for evaluation only; None where there is none.
+        image_url: path or URL of the encoded image, or a place in a file (`jobs.images.places`).
+        classes: its labels; None where they are in `annotation_url` or else are the classes of the ground truth.
+        truth_url: its label PNG, for evaluation only, or another place; None where there is none.
         annotation_url: its VOC annotation (XML), where the labels are in one.
         problem: what makes it a failure already.
     """
@@ -39,6 +38,23 @@ class Source:
     truth_url: str | None = None
     annotation_url: str | None = None
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset as it was read.
+
+    Attributes:
+        sources: its images; each id once without a problem.
+        notes: what was forgiven, guessed or left out; a line each.
+        questions: what may be wrong and only the user can know; a line each.
+        num_unlabelled: images that are left out because nothing says what they show.
+    """
+
+    sources: list[Source]
+    notes: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    num_unlabelled: int = 0
 
 
 SOURCES = pa.schema(
@@ -53,15 +69,56 @@ SOURCES = pa.schema(
 )
 
 
-def _checked(sources: Sequence[Source], where: str) -> list[Source]:
-    if not sources:
+def id_of(path: str) -> str:
+    """The image id for a path below the images: what no file name may hold is escaped, so that `path_of` goes back."""
+    escaped = quote(path, safe="", errors="surrogateescape").replace("~", "%7E")
+    return f"%2E{escaped[1:]}" if escaped.startswith(".") else escaped
+
+
+def path_of(image_id: str) -> str:
+    """The path below the images that an image id was made from."""
+    return unquote(image_id, errors="surrogateescape")
+
+
+def listing_of(
+    sources: Iterable[Source],
+    where: str,
+    notes: Sequence[str] = (),
+    questions: Sequence[str] = (),
+    needs_labels: bool = True,
+) -> Listing:
+    """The images of a dataset, checked: no id twice, and those without labels left out.
+
+    Args:
+        sources: as a reader found them.
+        where: the dataset in words.
+        notes: of the reader.
+        questions: of the reader.
+        needs_labels: whether images without labels are left out.
+
+    Raises:
+        DatasetError: there are none, or none of them has labels.
+    """
+    listed = list(sources)
+    if not listed:
         raise DatasetError(f"there are no images in {where}")
+    kept = [own for own in listed if own.classes != () or own.problem or not needs_labels]
+    bare = [own.image_id for own in listed if own.classes == () and not own.problem and needs_labels]
+    if not kept:
+        raise DatasetError(f"none of the {len(listed)} images of {where} has labels")
+    told = [*notes, f"{counted(bare, 'image')} without labels, left out"] if bare else list(notes)
+    return Listing(_checked(kept), told, list(questions), len(bare))
+
+
+def _checked(sources: Sequence[Source]) -> list[Source]:
     seen: set[str] = set()
     checked = []
     for source in sources:
         problem = source.problem
         if not IMAGE_ID.fullmatch(source.image_id):
-            problem = "its id is no file name: letters, digits, `.`, `_` and `-` are allowed, and no `.` in front"
+            problem = problem or "its id is no file name: letters, digits, `.`, `_` and `-`, others escaped as `%20`"
+        elif len(source.image_id) > MAX_ID_LENGTH:
+            problem = f"its id, which is its escaped path, has more than {MAX_ID_LENGTH} letters: shorten its name"
         elif source.image_id in seen and problem is None:
             problem = "its id occurs more than once: the first is taken"
         elif problem is None:
@@ -70,18 +127,25 @@ def _checked(sources: Sequence[Source], where: str) -> list[Source]:
     return checked
 
 
-def _stems(folder: Folder, extensions: set[str]) -> dict[str, str]:
-    names = [name for name in folder.list() if _extension(name) in extensions and "/" not in name]
-    return {_stem(name): name for name in names}
+def counted(names: Sequence[str], word: str) -> str:
+    """`2 images (such as a, b)`: how many there are, with examples."""
+    few = ", ".join(printable(name) for name in names[:NUM_EXAMPLES])
+    return f"{len(names)} {word}{'s' * (len(names) != 1)} (such as {few})"
 
 
-def _url(folder: Folder, name: str | None) -> str | None:
-    return None if name is None else f"{folder.url}/{name}"
+def printable(text: str) -> str:
+    """A name as it can be printed anywhere."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+def stem_of(name: str) -> str:
+    """A file name without its extension; one without extension as it is."""
+    parent, slash, own = name.rpartition("/")
+    stem, dot, _ = own.rpartition(".")
+    return f"{parent}{slash}{stem if dot and stem else own}"
 
 
-def _extension(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+def extension_of(name: str) -> str:
+    """The extension of a file name, in lower case; empty if it has none."""
+    stem, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot and stem else ""

@@ -1,113 +1,145 @@
-"""Where the images, labels and truth of a dataset are: metadata only, no pixel is read here.
-
-What is wrong with one image (no row of labels, no file, two of one id, an id that is no file name) stays with that
-image as its `problem` and ends in the failures table; what is wrong with the whole dataset is a `DatasetError`.
-"""
+"""Folders of images: with a table of their labels, sorted by class, or without any labels."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO, StringIO
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from fmwsss.cluster.storage.folder import Folder
+from fmwsss.jobs.images.readers.base import (
+    DatasetError,
+    Listing,
+    Source,
+    counted,
+    extension_of,
+    id_of,
+    listing_of,
+    path_of,
+    stem_of,
+)
+from fmwsss.jobs.images.readers.class_names import ClassNames
+from fmwsss.jobs.images.readers.image_files import Finder, ImageFiles, find_images
+from fmwsss.jobs.images.readers.label_table import labels_of
+from fmwsss.jobs.images.readers.table_files import read_table
 
-from fmwsss.cluster.storage.folder import Folder, read_url
-from fmwsss.jobs.images.readers.base import EXTENSIONS, DatasetError, Source, _checked, _extension, _stem, _stems, _url
 
-SEPARATORS = ";|,"
+def read_folder(
+    images_url: str,
+    labels_url: str,
+    truth_url: str | None,
+    names: ClassNames,
+    split: str | None = None,
+    first_index: int | None = None,
+) -> Listing:
+    """A folder of images and a table of their labels (`label_table` has its forms).
 
+    Args:
+        images_url: the folder; its sub-folders count.
+        labels_url: the table.
+        truth_url: folder of label PNGs named as the images are; None for none.
+        names: the classes of the run.
+        split: of the table, where it has such a column.
+        first_index: number of the first class, where labels are numbers.
 
-def read_folder(images_url: str, labels_url: str, truth_url: str | None = None) -> list[Source]:
-    """A folder of images and a table (CSV or Parquet) with the columns `image_id` and `classes`.
-
-    An id is a file name with or without its extension. Classes are a list, or text separated by `;`, `|` or `,`.
-    Truth is a folder of label PNGs named by id.
+    Raises:
+        DatasetError: no images, no labels, or ground truth that fits no image.
     """
-    images = Folder(images_url)
-    files = [name for name in images.list() if _extension(name) in EXTENSIONS and "/" not in name]
-    if not files:
-        raise DatasetError(f"there are no images in {images.url}")
-    by_stem: dict[str, str] = {}
-    for name in files:
-        by_stem.setdefault(_stem(name), name)
-    by_name = {name: name for name in files}
-    truth = Folder(truth_url) if truth_url else None
-    masks = _stems(truth, {"png"}) if truth else {}
-    sources, used = [], set()
-    for row in _label_rows(labels_url):
-        given = "" if row["image_id"] is None else str(row["image_id"]).strip()
-        file = by_stem.get(given) or by_name.get(given)
-        image_id = _stem(file) if file else given
-        source = Source(image_id, _url(images, file) or "", ())
+    files = find_images(images_url, [truth_url] if truth_url else [])
+    labels = labels_of(read_table(labels_url), names, split, first_index)
+    finder, ids = Finder(files), files.ids()
+    found: dict[str, Source] = {}
+    strays = []
+    for given, own in labels.of.items():
+        problem = labels.problems.get(given)
         try:
-            source = replace(source, classes=_labels(row))
+            file = finder.find(given)
+            problem = problem if file else f"has labels but no image in {files.folder.url}"
         except DatasetError as error:
-            source = replace(source, problem=str(error))
+            file, problem = None, f"the name {given} {error}"
         if file is None:
-            source = replace(source, problem=f"has labels but no image in {images.url}")
-        elif truth:
-            source = replace(source, truth_url=_url(truth, masks.get(image_id)))
-        used.add(file)
-        sources.append(source)
-    for file in files:
-        if file not in used:
-            problem = f"has no row in the table of labels {labels_url}"
-            if by_stem[_stem(file)] != file:
-                problem = f"has the same id as {by_stem[_stem(file)]}: {file} is left out"
-            sources.append(Source(_stem(file), _url(images, file) or "", (), problem=problem))
-    return _checked(sources, labels_url)
+            strays.append(Source(id_of(given), files.url(given), tuple(own), problem=problem))
+            continue
+        before = found.get(file)
+        classes = (*(before.classes or () if before else ()), *own)
+        problem = problem or (before.problem if before else None)
+        found[file] = Source(ids[file], files.url(file), tuple(dict.fromkeys(classes)), problem=problem)
+    if "" in labels.problems:
+        strays.append(Source(id_of("no-name"), files.folder.url, (), problem=labels.problems[""]))
+    bare = [Source(ids[file], files.url(file), ()) for file in files.names if file not in found]
+    sources, notes = _with_truth([*found.values(), *bare], files, truth_url)
+    if strays:
+        notes.append(f"{counted([path_of(own.image_id) for own in strays], 'row')} of labels without an image")
+    notes = [*files.notes, *labels.notes, *finder.notes(), *names.notes(), *notes]
+    return listing_of([*sources, *strays], labels_url, notes, [*labels.questions, *names.questions()])
 
 
-def list_images(images_url: str, truth_url: str | None = None) -> list[Source]:
-    """A folder of images, and perhaps one of label PNGs named by id; there are no labels, and none are needed."""
-    images = Folder(images_url)
-    files = [name for name in images.list() if _extension(name) in EXTENSIONS and "/" not in name]
-    if not files:
-        raise DatasetError(f"there are no images in {images.url}")
-    truth = Folder(truth_url) if truth_url else None
-    masks = _stems(truth, {"png"}) if truth else {}
-    sources = [
-        Source(_stem(name), f"{images.url}/{name}", (), _url(truth, masks.get(_stem(name))) if truth else None)
-        for name in files
+def read_class_folders(images_url: str, truth_url: str | None, names: ClassNames) -> Listing:
+    """A folder with a folder for each class, which holds the images that show it.
+
+    The class is the innermost folder whose name is one; an image in several of them is several images.
+
+    Raises:
+        DatasetError: no images, or no folder that is called as a class.
+    """
+    files = find_images(images_url, [truth_url] if truth_url else [])
+    ids = files.ids()
+    sources, strange = [], {}
+    for file in files.names:
+        folders = file.split("/")[:-1]
+        inner = next((folder for folder in reversed(folders) if names.find(folder)), None)
+        if inner is None and folders:
+            strange.setdefault(folders[-1], []).append(file)
+        sources.append(Source(ids[file], files.url(file), names.read([inner]) if inner else ()))
+    if not any(own.classes for own in sources):
+        raise DatasetError(
+            f"no folder in {files.folder.url} is called as a class: there are "
+            f"{', '.join(list(strange)[:8]) or 'none'}, and classes are {', '.join(names.classes[:8])}"
+        )
+    sources, notes = _with_truth(sources, files, truth_url)
+    questions = [f"the folder {name} ({len(own)} images) is called as no class" for name, own in strange.items()]
+    return listing_of(sources, files.folder.url, [*files.notes, *names.notes(), *notes], questions[:10])
+
+
+def list_images(images_url: str, truth_url: str | None = None) -> Listing:
+    """A folder of images, and perhaps one of label PNGs named as they are; there are no labels, and none are needed."""
+    files = find_images(images_url, [truth_url] if truth_url else [])
+    ids = files.ids()
+    sources = [Source(ids[name], files.url(name), ()) for name in files.names]
+    sources, notes = _with_truth(sources, files, truth_url)
+    return listing_of(sources, files.folder.url, [*files.notes, *notes], needs_labels=False)
+
+
+def _with_truth(sources: list[Source], files: ImageFiles, truth_url: str | None) -> tuple[list[Source], list[str]]:
+    """The images with their label PNGs, by path without extension, or by the name alone where that is unique.
+
+    Raises:
+        DatasetError: the folder is not there, or fits no image.
+    """
+    if truth_url is None:
+        return sources, []
+    masks = Folder(truth_url)
+    pngs = [name for name in masks.list() if extension_of(name) == "png"]
+    if not pngs:
+        raise DatasetError(f"there are no label PNGs in {masks.url}: check `dataset.truth`")
+    by_path = {stem_of(name): name for name in pngs} | {name.removesuffix(".png"): name for name in pngs}
+    by_name: dict[str, str | None] = {}
+    for name in pngs:
+        stem = stem_of(name).rpartition("/")[2]
+        by_name[stem] = None if stem in by_name else name  # of two that fit, neither
+    found = [_mask_of(own, by_path, by_name) for own in sources]
+    with_truth = [
+        replace(own, truth_url=f"{masks.url}/{name}" if name else None)
+        for own, name in zip(sources, found, strict=True)
     ]
-    return _checked(sources, images.url)
+    num = sum(name is not None for name in found)
+    if not num:
+        example = f"{pngs[0]}, say, beside {path_of(sources[0].image_id)}" if sources else pngs[0]
+        raise DatasetError(
+            f"0 of {len(sources)} images have ground truth in {masks.url} ({example}): name masks as images"
+        )
+    return with_truth, [f"{num} of {len(sources)} images have ground truth in {masks.url}"]
 
 
-def _label_rows(url: str) -> list[Mapping[Any, Any]]:
-    kind = _extension(url)
-    if kind not in ("csv", "parquet"):
-        raise DatasetError(f"the table of labels {url} is neither .csv nor .parquet")
-    data = read_url(url)
-    rows: Any
-    try:
-        if kind == "csv":
-            reader = csv.DictReader(StringIO(data.decode("utf-8-sig"), newline=""))
-            rows, columns = list(reader), reader.fieldnames or []
-        else:
-            columns = pq.read_schema(BytesIO(data)).names
-            wanted = [name for name in ("image_id", "classes") if name in columns]
-            rows = pq.read_table(BytesIO(data), columns=wanted).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"the table of labels {url} can't be read as {kind}") from error
-    for name in ("image_id", "classes"):
-        if name not in columns:
-            raise DatasetError(
-                f"the table of labels {url} has no column {name!r}; it has {', '.join(columns) or 'none'}"
-            )
-    return rows
-
-
-def _labels(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    if None in row:
-        raise DatasetError("its row of labels has more cells than the header; put several classes in quotes")
-    value = row["classes"]
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        separator = next((mark for mark in SEPARATORS if mark in value), SEPARATORS[0])
-        value = value.split(separator)
-    return tuple(name for name in (str(part).strip() for part in value) if name)
+def _mask_of(source: Source, by_path: Mapping[str, str], by_name: Mapping[str, str | None]) -> str | None:
+    path = path_of(source.image_id)
+    return by_path.get(path) or by_path.get(stem_of(path)) or by_name.get(stem_of(path).rpartition("/")[2])

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
-from fmwsss.jobs.images.readers.base import Source
-from fmwsss.jobs.images.readers.folder import list_images, read_folder
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
+from fmwsss.jobs.images.readers.base import Listing
+from fmwsss.jobs.images.readers.class_names import ClassNames
+from fmwsss.jobs.images.readers.coco import is_coco, read_coco
+from fmwsss.jobs.images.readers.folder import list_images, read_class_folders, read_folder
+from fmwsss.jobs.images.readers.parquet import read_parquet
 from fmwsss.jobs.images.readers.toy import draw_toy
 from fmwsss.jobs.images.readers.voc import read_voc
+from fmwsss.jobs.images.readers.webdataset import read_webdataset
+from fmwsss.jobs.images.readers.yolo import read_yolo
 
 
-def sources_of(data: ToyData | VocData | FolderData | UnlabelledData) -> list[Source]:
+def read_dataset(data: LabelledData | UnlabelledData, classes: Iterable[str] = ()) -> Listing:
     """The images of the dataset of a run file, each id once without a problem, in a fixed order.
 
+    Args:
+        data: the section of the run file.
+        classes: of the run's vocabulary; labels are found among them.
+
     Raises:
-        DatasetError: there are none, or the split or the table of labels is missing or has no such columns.
+        DatasetError: there are none, or what says which they are is missing or can be read in two ways.
         StorageError: a folder can't be read.
     """
+    listing = _read(data, ClassNames(classes))
+    most = None if data.kind == "toy" else data.max_images
+    return listing if most is None else replace(listing, sources=listing.sources[:most])
+
+
+def _read(data: LabelledData | UnlabelledData, names: ClassNames) -> Listing:
     if data.kind == "toy":
         return draw_toy(data.num_images, data.first_seed)
     if data.kind == "voc":
-        sources = read_voc(data.root, data.split)
-    elif data.kind == "unlabelled":
-        sources = list_images(data.images, data.truth)
-    else:
-        sources = read_folder(data.images, data.labels, data.truth)
-    return sources[: data.max_images]
+        return read_voc(data.root, data.split)
+    if data.kind == "unlabelled":
+        return list_images(data.images, data.truth)
+    if data.kind == "class_folders":
+        return read_class_folders(data.images, data.truth, names)
+    if data.kind == "coco":
+        return read_coco(data.images, data.annotations, names, data.truth)
+    if data.kind == "yolo":
+        return read_yolo(data.data, data.split, names)
+    if data.kind == "parquet":
+        return read_parquet(data.files, names, data.image, data.truth, data.split, data.first_index)
+    if data.kind == "webdataset":
+        return read_webdataset(data.files, names, data.first_index)
+    if data.labels.lower().endswith(".json") and is_coco(data.labels):
+        return read_coco(data.images, data.labels, names, with_truth=False)
+    return read_folder(data.images, data.labels, data.truth, names, data.split, data.first_index)

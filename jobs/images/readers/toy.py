@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fmwsss.jobs.images.readers.base import Source, _checked
+from fmwsss.jobs.images.places import TOY
+from fmwsss.jobs.images.readers.base import Listing, Source, listing_of
 
-TOY_SCHEME = "toy:"
 
-
-def draw_toy(num_images: int, first_seed: int) -> list[Source]:
+def draw_toy(num_images: int, first_seed: int) -> Listing:
     """Scenes of the toy world by their seeds; they are drawn where they are read."""
-    urls = [(seed, f"{TOY_SCHEME}{seed}") for seed in range(first_seed, first_seed + num_images)]
-    return _checked([Source(f"toy-{seed:06d}", url, None, url) for seed, url in urls], "the toy world")
+    urls = [(seed, f"{TOY}{seed}") for seed in range(first_seed, first_seed + num_images)]
+    return listing_of([Source(f"toy-{seed:06d}", url, None, url) for seed, url in urls], "the toy world")

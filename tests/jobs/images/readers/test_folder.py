@@ -10,9 +10,10 @@ import pytest
 
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
-from fmwsss.jobs.images.readers.base import DatasetError, Source
+from fmwsss.jobs.images.readers.base import DatasetError, Listing, Source
+from fmwsss.jobs.images.readers.class_names import ClassNames
 from fmwsss.jobs.images.readers.folder import read_folder
-from fmwsss.jobs.images.readers.registry import sources_of
+from fmwsss.jobs.images.readers.registry import read_dataset
 from fmwsss.jobs.images.readers.toy import draw_toy
 from fmwsss.jobs.images.readers.voc import read_voc
 
@@ -22,6 +23,10 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "local":
         return Folder(str(tmp_path))
     return Folder(request.getfixturevalue("s3_url")).child(f"datasets/{tmp_path.name}")
+
+
+def listed(images: str, labels: str, truth: str | None = None, classes: tuple[str, ...] = ()) -> Listing:
+    return read_folder(images, labels, truth, ClassNames(classes))
 
 
 def problems(sources: list[Source]) -> dict[str, str | None]:
@@ -38,7 +43,7 @@ def fill_voc(root: Folder, **files: str) -> None:
 
 def test_voc_without_annotations_takes_the_labels_of_the_masks(root: Folder) -> None:
     fill_voc(root)
-    first, second, third = read_voc(root.url, "train")
+    first, second, third = read_voc(root.url, "train").sources
     assert first == Source(
         "2007_1", f"{root.url}/JPEGImages/2007_1.jpg", None, f"{root.url}/SegmentationClass/2007_1.png"
     )
@@ -49,7 +54,7 @@ def test_voc_without_annotations_takes_the_labels_of_the_masks(root: Folder) -> 
 
 def test_voc_annotations_are_where_the_labels_are(root: Folder) -> None:
     fill_voc(root, **{"Annotations__2007_3.xml": "<annotation/>"})
-    third = read_voc(root.url, "train")[2]
+    third = read_voc(root.url, "train").sources[2]
     assert (third.problem, third.truth_url) == (None, None)
     assert third.annotation_url == f"{root.url}/Annotations/2007_3.xml"
 
@@ -57,7 +62,7 @@ def test_voc_annotations_are_where_the_labels_are(root: Folder) -> None:
 def test_voc_falls_back_to_the_main_image_sets(root: Folder) -> None:
     root.write("ImageSets/Main/trainval.txt", b"a  1\nb -1\n")
     root.write_many({"SegmentationClass/a.png": b"", "SegmentationClass/b.png": b""})
-    assert [source.image_id for source in read_voc(root.url, "trainval")] == ["a", "b"]
+    assert [source.image_id for source in read_voc(root.url, "trainval").sources] == ["a", "b"]
 
 
 def test_what_is_wrong_with_a_whole_voc_folder_is_one_line(root: Folder) -> None:
@@ -71,7 +76,7 @@ def test_what_is_wrong_with_a_whole_voc_folder_is_one_line(root: Folder) -> None
 
 
 def test_the_real_voc_folder(real: Path) -> None:
-    sources = read_voc(str(real / "voc"), "train")
+    sources = read_voc(str(real / "voc"), "train").sources
     assert len(sources) == 311
     assert not [source for source in sources if source.problem]
     assert all(Path(source.image_url).exists() and Path(source.truth_url or "").exists() for source in sources)
@@ -89,12 +94,16 @@ def fill_folder(root: Folder, table: str = CSV) -> tuple[str, str]:
 def test_a_folder_and_a_csv_table(root: Folder) -> None:
     images, labels = fill_folder(root)
     root.write_many({"truth/b.png": b"", "truth/b.txt": b""})
-    sources = read_folder(images, labels, f"{root.url}/truth")
-    assert [source.image_id for source in sources] == ["a", "b", "c", "d"]
-    assert [source.classes for source in sources] == [("cat", "dog"), ("cat", "big dog"), ("cat", "dog"), ()]
-    assert [source.image_url.rpartition("/")[2] for source in sources] == ["a.jpg", "b.jpg", "c.PNG", "d.jpeg"]
-    assert [source.truth_url for source in sources] == [None, f"{root.url}/truth/b.png", None, None]
+    listing = listed(images, labels, f"{root.url}/truth")
+    sources = listing.sources
+    assert [source.image_id for source in sources] == ["a", "b", "c"]
+    assert [source.classes for source in sources] == [("cat", "dog"), ("cat", "big dog"), ("cat", "dog")]
+    assert [source.image_url.rpartition("/")[2] for source in sources] == ["a.jpg", "b.jpg", "c.PNG"]
+    assert [source.truth_url for source in sources] == [None, f"{root.url}/truth/b.png", None]
     assert not any(problems(sources).values())
+    assert listing.num_unlabelled == 2
+    assert "2 images (such as d, sub%2Fx) without labels, left out" in listing.notes
+    assert "1 file (such as notes.txt) that are no images, left out" in listing.notes
 
 
 def test_a_parquet_table_may_have_lists_and_numbers(tmp_path: Path) -> None:
@@ -102,70 +111,66 @@ def test_a_parquet_table_may_have_lists_and_numbers(tmp_path: Path) -> None:
     (tmp_path / "images" / "17.jpg").touch()
     table = pa.table({"image_id": [17], "classes": [["dog", "cat"]], "other": [1.0]})
     pq.write_table(table, tmp_path / "labels.parquet")
-    first = read_folder(images, str(tmp_path / "labels.parquet"))[0]
+    first = listed(images, str(tmp_path / "labels.parquet")).sources[0]
     assert (first.image_id, first.classes, first.problem) == ("17", ("dog", "cat"), None)
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
     images, labels = fill_folder(Folder(str(tmp_path)), "\ufeff" + CSV.replace("\n", "\r\n"))
-    assert read_folder(images, labels)[0].classes == ("cat", "dog")
+    assert listed(images, labels).sources[0].classes == ("cat", "dog")
 
 
 def test_everything_that_is_wrong_with_one_image_is_its_own_problem(tmp_path: Path) -> None:
-    table = "image_id,classes\na,cat\na,dog\nghost,cat\n../../etc/passwd,cat\n,cat\n.hidden,cat\nb,cat,dog\n"
+    table = "image_id,classes\na,cat\na.jpg,dog\nghost,cat\n../../etc/passwd,cat\n,cat\nb,cat,dog\nc,cat\nd,cat\n"
     images, labels = fill_folder(Folder(str(tmp_path)), table)
-    (tmp_path / "images" / "a.png").touch()
-    sources = read_folder(images, labels)
-    assert [source.image_id for source in sources if source.problem is None] == ["a"]
-    found = [(source.image_id, source.problem or "") for source in sources if source.problem]
-    for (image_id, problem), (expected_id, expected) in zip(
-        found,
-        [
-            ("a", "its id occurs more than once"),
-            ("ghost", "has labels but no image in"),
-            ("../../etc/passwd", "its id is no file name"),
-            ("", "its id is no file name"),
-            (".hidden", "its id is no file name"),
-            ("b", "more cells than the header"),
-            ("a", "has the same id as a.jpg: a.png is left out"),
-            ("c", "has no row in the table of labels"),
-            ("d", "has no row in the table of labels"),
-        ],
-        strict=True,
-    ):
-        assert image_id == expected_id
-        assert expected in problem
+    (tmp_path / "images" / "c.bmp").touch()
+    sources = listed(images, labels).sources
+    assert {source.image_id: source.classes for source in sources if not source.problem} == {
+        "a": ("cat", "dog"),
+        "d": ("cat",),
+    }
+    found = {source.image_id: source.problem for source in sources if source.problem}
+    expected = {
+        "b": "more cells than the header",
+        "ghost": "has labels but no image in",
+        "%2E.%2F..%2Fetc%2Fpasswd": "has labels but no image in",
+        "c": "the name c fits c.PNG, c.bmp: write the whole name",
+        "no-name": "its row of labels names no image",
+    }
+    assert found.keys() == expected.keys()
+    for image_id, problem in found.items():
+        assert expected[image_id] in problem
         assert len(problem.splitlines()) == 1
 
 
 def test_what_is_wrong_with_a_whole_folder_is_one_line(tmp_path: Path) -> None:
     root = Folder(str(tmp_path))
-    with pytest.raises(DatasetError, match="there are no images in"):
-        read_folder(f"{root.url}/images", f"{root.url}/labels.csv")
-    images, labels = fill_folder(root, "name,classes\na,cat\n")
-    with pytest.raises(DatasetError, match="has no column 'image_id'; it has name, classes"):
-        read_folder(images, labels)
-    with pytest.raises(DatasetError, match=r"is neither \.csv nor \.parquet"):
-        read_folder(images, f"{root.url}/labels.json")
+    with pytest.raises(DatasetError, match="is not there; check the path"):
+        listed(f"{root.url}/images", f"{root.url}/labels.csv")
+    images, labels = fill_folder(root, "who,classes\na,cat\n")
+    with pytest.raises(DatasetError, match="has no column 'image_id'; it has who, classes"):
+        listed(images, labels)
+    with pytest.raises(DatasetError, match=r"is neither \.csv, .* nor \.parquet; save it as CSV"):
+        listed(images, f"{root.url}/labels.xlsx")
     root.write("labels.parquet", b"image_id,classes\n")
     with pytest.raises(DatasetError, match="can't be read as parquet"):
-        read_folder(images, f"{root.url}/labels.parquet")
+        listed(images, f"{root.url}/labels.parquet")
     with pytest.raises(ValueError, match=r"can't read .*absent\.csv: it does not exist"):
-        read_folder(images, f"{root.url}/absent.csv")
+        listed(images, f"{root.url}/absent.csv")
 
 
 def test_toy_scenes_are_named_by_their_seeds() -> None:
-    assert [source.image_id for source in draw_toy(3, 7)] == ["toy-000007", "toy-000008", "toy-000009"]
-    assert draw_toy(1, 7)[0].image_url == "toy:7"
+    assert [source.image_id for source in draw_toy(3, 7).sources] == ["toy-000007", "toy-000008", "toy-000009"]
+    assert draw_toy(1, 7).sources[0].image_url == "toy:7"
 
 
 def test_the_run_file_chooses_and_limits(tmp_path: Path) -> None:
     root = Folder(str(tmp_path))
     fill_voc(root)
     images, labels = fill_folder(root)
-    assert len(sources_of(ToyData(kind="toy", num_images=4))) == 4
-    assert len(sources_of(VocData(kind="voc", root=root.url, split="train", max_images=2))) == 2
-    assert len(sources_of(FolderData(kind="folder", images=images, labels=labels))) == 4
+    assert len(read_dataset(ToyData(kind="toy", num_images=4)).sources) == 4
+    assert len(read_dataset(VocData(kind="voc", root=root.url, split="train", max_images=2)).sources) == 2
+    assert len(read_dataset(FolderData(kind="folder", images=images, labels=labels)).sources) == 3
 
 
 def test_a_folder_without_labels_is_every_image_in_it_with_its_truth(tmp_path: Path) -> None:
@@ -174,10 +179,11 @@ def test_a_folder_without_labels_is_every_image_in_it_with_its_truth(tmp_path: P
     for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
         (tmp_path / "photos" / name).write_bytes(b"x")
     (tmp_path / "truth" / "a.png").write_bytes(b"x")
-    found = sources_of(
-        UnlabelledData(kind="unlabelled", images=str(tmp_path / "photos"), truth=str(tmp_path / "truth"))
-    )
-    assert [(source.image_id, source.classes, source.problem) for source in found] == [("a", (), None), ("b", (), None)]
-    assert [source.truth_url for source in found] == [f"{tmp_path}/truth/a.png", None]
-    with pytest.raises(DatasetError, match="there are no images in"):
-        sources_of(UnlabelledData(kind="unlabelled", images=str(tmp_path / "truth" / "none")))
+    data = UnlabelledData(kind="unlabelled", images=str(tmp_path / "photos"), truth=str(tmp_path / "truth"))
+    found = read_dataset(data).sources
+    assert [(own.image_id, own.classes, own.problem) for own in found] == [
+        (image_id, (), None) for image_id in ("a", "b", "sub%2Fc")
+    ]
+    assert [source.truth_url for source in found] == [f"{tmp_path}/truth/a.png", None, None]
+    with pytest.raises(DatasetError, match="is not there; check the path"):
+        read_dataset(UnlabelledData(kind="unlabelled", images=str(tmp_path / "truth" / "none")))

@@ -36,7 +36,7 @@ def test_trainaug_lists_name_image_and_mask(tmp_path: Path) -> None:
     masks = {"SegmentationClass": ["2007_000032"], "SegmentationClassAug": ["2007_000032", "2008_1"]}
     root = voc(tmp_path, {f"{SETS}/trainaug.txt": lines, "lists/train_aug.txt": lines}, masks)
     for split in ("trainaug", "lists/train_aug.txt"):
-        sources = read_voc(root, split)
+        sources = read_voc(root, split).sources
         assert [own.image_url for own in sources] == [
             f"{root}/JPEGImages/{name}.jpg" for name in ("2007_000032", "2008_1")
         ]
@@ -52,16 +52,22 @@ def test_one_list_has_one_ground_truth(tmp_path: Path) -> None:
     texts = {"train": "a\nb\n", "aug": "a\nc\n", "more": "a\nd\n"}
     lists = {f"{SETS}/{name}.txt": text for name, text in texts.items()}
     root = voc(tmp_path, lists, masks)
-    assert truths(read_voc(root, "train"), root) == {"a": "SegmentationClass/a.png", "b": "SegmentationClass/b.png"}
-    assert truths(read_voc(root, "aug"), root) == {"a": "SegmentationClassAug/a.png", "c": "SegmentationClassAug/c.png"}
-    more = read_voc(root, "more")
+    assert truths(read_voc(root, "train").sources, root) == {
+        "a": "SegmentationClass/a.png",
+        "b": "SegmentationClass/b.png",
+    }
+    assert truths(read_voc(root, "aug").sources, root) == {
+        "a": "SegmentationClassAug/a.png",
+        "c": "SegmentationClassAug/c.png",
+    }
+    more = read_voc(root, "more").sources
     assert truths(more, root) == {"a": "SegmentationClass/a.png", "d": None}
     assert more[1].problem == "has no labels: there is neither an annotation nor a mask"
 
 
 def test_a_list_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     root = voc(tmp_path, {f"{SETS}/train.txt": "/JPEGImages/../../secret.jpg /SegmentationClass/x.png\n"}, {})
-    assert read_voc(root, "train")[0].problem == "its line in the list leads out of the folder"
+    assert read_voc(root, "train").sources[0].problem == "its line in the list leads out of the folder"
     with pytest.raises(DatasetError, match=r"there is no list lists/val\.txt in"):
         read_voc(root, "lists/val.txt")
     with pytest.raises(DatasetError, match="there is no split 'val'"):
