@@ -221,3 +221,34 @@ def test_real_masks_and_photographs(real: Path) -> None:
         np.testing.assert_array_equal(PALETTE[labels], np.asarray(mask.convert("RGB")))
         photograph = (real / "voc" / "JPEGImages" / f"{path.stem}.jpg").read_bytes()
         assert decode_rgb(photograph, MAX_PIXELS).shape == (*labels.shape, 3)
+
+
+def test_a_jpeg_without_its_end_is_whole_if_no_pixel_is_missing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    for options in ({}, {"progressive": True}, {"subsampling": 2, "restart_marker_blocks": 4}):
+        data = encoded(Image.fromarray(pixels), "JPEG", **options)
+        whole = decode_rgb(data, 10**6)
+        for end in (data[:-2], data[:-1], data[:-2] + b"\0" * 100, data + b"junk"):
+            np.testing.assert_array_equal(decode_rgb(end, 10**6), whole)
+        half = len(data) // 2
+        for broken in (data[:half], data[:half] + b"\0" * half, data[: int(len(data) * 0.97)]):
+            with pytest.raises(ImageError, match="cut off"):
+                decode_rgb(broken, 10**6)
+
+
+def test_grey_of_12_bits_is_scaled_by_what_the_file_says_or_refused() -> None:
+    values = np.linspace(0, 4095, 2400).reshape(40, 60).astype(np.uint16)
+    with pytest.raises(ImageError, match="none is above 4095"):
+        decode_rgb(encoded(Image.fromarray(values), "TIFF"), 10**6)
+    told = encoded(Image.fromarray(values), "TIFF", tiffinfo={281: 4095})
+    np.testing.assert_array_equal(decode_rgb(told, 10**6)[..., 0], np.round(values.astype(float) * 255 / 4095))
+    with pytest.raises(ImageError, match="32 bits"):
+        decode_rgb(encoded(Image.fromarray(values.astype(np.int32)), "TIFF"), 10**6)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_read(kind: str) -> None:
+    pixels = np.full((40, 60, 3), 200, np.uint8)
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    assert abs(int(decode_rgb(encoded(Image.fromarray(pixels), kind), 10**6).mean()) - 200) < 3

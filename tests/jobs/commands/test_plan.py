@@ -86,7 +86,7 @@ def test_validation_images_that_are_not_there_are_told(
     assert config.segmenter is not None
     section = config.segmenter.model_copy(update={"engine": "ray"})
     assert not plan.run(config.model_copy(update={"segmenter": section}), 2)
-    assert f"NO   segmenter: there are no images in {tmp_path}/nowhere" in capsys.readouterr().out
+    assert f"NO   segmenter: {tmp_path}/nowhere is not there; check the path" in capsys.readouterr().out
 
 
 def test_first_images_that_warm_up_a_process_do_not_count() -> None:
