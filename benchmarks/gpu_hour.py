@@ -35,8 +35,8 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("env", 40), Stage("tests", 120), Stage("sam", 200), Stage("prompts", 90), Stage("maps", 60),
-    Stage("segmenter", 120), Stage("replicas", 60), Stage("faults", 60), Stage("profile", 60),
+    Stage("env", 40), Stage("tests", 120), Stage("sam", 180), Stage("prompts", 120), Stage("maps", 60),
+    Stage("segmenter", 120), Stage("replicas", 120), Stage("faults", 60), Stage("profile", 80), Stage("encoder", 90),
 )  # fmt: skip
 
 

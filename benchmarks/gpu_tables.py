@@ -7,7 +7,8 @@ from typing import Any
 
 # What says which row it is, in the order of the columns.
 ABOUT = (
-    "weights", "source", "backbone", "precision", "compiled", "cache", "batch", "size", "scales", "crop_layers",
+    "weights", "source", "backbone", "precision", "compiled", "cache", "replayed", "batch", "size", "scales",
+    "crop_layers",
     "points_per_side", "replicas", "name",
 )  # fmt: skip
 _HIDDEN = {"what", "kernels", "repeats", "seconds"}

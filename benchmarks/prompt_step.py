@@ -24,6 +24,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.clip.last_block import MapProduct, map_product
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.prompts.losses import multi_label_contrastive
+from fmwsss.core.prompts.text_graph import text_embedder
 from fmwsss.core.vocabularies import VOC12
 
 POSITIVES_PER_IMAGE = 1.5  # VOC: 1.46
@@ -132,13 +134,18 @@ class Problem:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def ours(self, cache: Cache) -> tuple[Tensor, Tensor]:
-        """A step by `fmwsss_core`: loss and gradient of the contexts."""
+    def ours(self, cache: Cache, is_replayed: bool = False) -> tuple[Tensor, Tensor]:
+        """A step by `fmwsss_core`: loss and gradient of the contexts; as in a training if the tower is replayed."""
         if cache == "product":
             assert self.product is not None
-            return self._step_with(self.product)
+            return self._step_with(self.product, is_replayed)
         tokens = self.clip.encode_image(self.pixels).last_block_input if cache == "none" else self.tokens
-        return self._step_with(self.clip.last_block(tokens))
+        return self._step_with(self.clip.last_block(tokens), is_replayed)
+
+    @cached_property
+    def replay(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        """The text tower as a training has it."""
+        return text_embedder(self.learner, self.precision == "bfloat16")
 
     def by_torchs_linear(self) -> tuple[Tensor, Tensor]:
         """Ours, with the linear layers of the frozen towers as torch itself computes them (`frozen_linear`)."""
@@ -157,8 +164,8 @@ class Problem:
 
         return self._step_with(MapsByAutograd(embed, activation, embedding))
 
-    def _step_with(self, block: Any) -> tuple[Tensor, Tensor]:
-        foreground, background = self.learner()
+    def _step_with(self, block: Any, is_replayed: bool = False) -> tuple[Tensor, Tensor]:
+        foreground, background = self.replay() if is_replayed else self.learner()
         maps = softmax_gradcam(block, self.clip.logit_scale, foreground, background, self.present)
         loss = self.loss(maps.logits, maps.cam)
         return loss.detach(), torch.autograd.grad(loss, self.learner.context)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from typing import Any
 
 import torch
@@ -21,17 +22,20 @@ def run(hour: Hour) -> None:
         problem = Problem(batch, hour.device, "bfloat16" if precision == "bfloat16" else "float32")
         with problem.autocast():
             prepare_s = problem.prepare_product(1)
-        for cache in CACHES:
+        for cache, is_replayed in itertools.product(CACHES, (False, True)):
 
-            def step(number: int, cache: Cache = cache, problem: Problem = problem) -> Any:
+            def step(
+                number: int, cache: Cache = cache, problem: Problem = problem, is_replayed: bool = is_replayed
+            ) -> Any:
                 with problem.autocast():
-                    return problem.ours(cache)
+                    return problem.ours(cache, is_replayed)
 
-            times = timed(step, hour)
+            times = timed(step, hour, at_least_s=1.0)
             counts = counted(step, hour)
             extra = {"prepare_s_per_image": prepare_s} if cache == "product" else {}
             hour.tell(
-                "prompt step", precision=precision, cache=cache, batch=batch, **times, **counts, **extra,
+                "prompt step", precision=precision, cache=cache, replayed=is_replayed, batch=batch, **times, **counts,
+                **extra,
                 images_per_s=1000 * batch / times["ms_median"],
             )  # fmt: skip
         del problem
@@ -56,11 +60,14 @@ def _equal(hour: Hour) -> None:
         here.learner.load_state_dict(there.learner.state_dict())
         here.pixels, here.target = there.pixels.to(hour.device), there.target.to(hour.device)
         with here.autocast():
-            loss, gradient = here.ours("none")
+            plain, own = here.ours("none")
+            for _ in range(2):
+                loss, gradient = here.ours("none", is_replayed=True)
+        if not (torch.allclose(loss, plain) and torch.allclose(gradient, own, rtol=1e-4, atol=1e-7)):
+            raise AssertionError(f"a replayed step in {precision} is not the plain one: {loss} and {plain}")
         error = float((loss.cpu() - expected_loss).abs() / expected_loss.abs())
         of_gradient = float((gradient.cpu().float() - expected).norm() / expected.norm())
         hour.tell("prompt step on the CPU", precision=precision, loss_error=error, gradient_error=of_gradient)
         most = 1e-4 if precision == "float32" else 2e-2
         if not error < most:
             raise AssertionError(f"loss differs by {error:.1e} from the CPU's in {precision}; {most:.0e} is allowed")
-    torch.set_num_threads(torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Superpixels: ViT-H's encoder in every precision, and whole images against `SamAutomaticMaskGenerator`.
+"""Superpixels of whole images, against `SamAutomaticMaskGenerator`.
 
 Random weights are as fast as trained ones in the encoder, but their masks pass no threshold. So the whole ViT-H is
 timed with its encoder computing beside a small trained one, whose features the decoder then gets: the decoder of every
@@ -18,12 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import proposals
-from benchmarks.gpu_stages.measure import Hour, counted, precision_context, roofline, timed
+from benchmarks.gpu_stages.measure import Hour, counted, timed
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import detect, propose
 
-# Counted from the shapes at 1024 x 1024; docs/benchmarks.md.
-VIT_H_TFLOP = 5.95
 SIZES = ((375, 500), (1500, 2000))
 
 
@@ -78,19 +76,11 @@ def settings_of(hour: Hour, **changes: Any) -> ProposalSettings:
 
 
 def run(hour: Hour) -> None:
-    """Encoder; whole images, ours and the original; the same with ViT-H's encoder beside."""
-    encoder = vit_h(hour)
-    _encoder_rows(hour, encoder)
-    sam = load(hour)
-    images = hour.photographs(2)
-    sizes = ((96, 128),) if hour.tiny else SIZES
-    for height, width in sizes:
-        resized = [np.array(Image.fromarray(image).resize((width, height))) for image in images]
-        for crop_layers in (0,) if hour.tiny or height > 1000 else (0, 1):
-            settings = settings_of(hour, points_per_side=32, crop_layers=crop_layers)
-            _image_rows(hour, sam, resized, settings, "trained")
+    """Whole images, ours and the original, with ViT-H's encoder beside; then a small SAM alone, larger images too."""
+    sam, images = load(hour), hour.photographs(2)
+    small = sam.image_encoder
     if not hour.tiny:
-        sam.image_encoder = Beside(encoder, sam.image_encoder)
+        sam.image_encoder = Beside(vit_h(hour), small)
     for crop_layers in (0,) if hour.tiny else (0, 1):
         settings = settings_of(hour, points_per_side=32, crop_layers=crop_layers)
         _against_original(hour, sam, images, settings, "ViT-H beside")
@@ -98,25 +88,13 @@ def run(hour: Hour) -> None:
             own = replace(settings, precision="bfloat16" if precision == "bfloat16" else "float32")
             with tf32(precision == "tf32"):
                 _image_rows(hour, sam, images, own, "ViT-H beside", precision)
-
-
-def _encoder_rows(hour: Hour, encoder: Any) -> None:
-    side = encoder.img_size
-    pixels = [torch.randn(1, 3, side, side, device=hour.device) for _ in range(3)]
-    for precision, is_compiled in (("float32", False), ("tf32", False), ("bfloat16", False), ("bfloat16", True)):
-        if is_compiled and hour.tiny:
-            continue
-        try:
-            called = torch.compile(encoder, dynamic=False) if is_compiled else encoder
-            with torch.inference_mode(), precision_context(precision, hour.device):
-                step = lambda number, called=called: called(pixels[number % 3])  # noqa: E731
-                times = timed(step, hour)
-        except Exception as error:
-            hour.tell("encode ViT-H", precision=precision, compiled=is_compiled, skipped=str(error)[:300])
-            continue
-        floor = {} if hour.tiny else roofline(hour, VIT_H_TFLOP, precision, times["ms_median"])
-        hour.tell("encode ViT-H", precision=precision, compiled=is_compiled, size=[side, side], **times, **floor)
-    precision_context("float32", hour.device)
+    if hour.device == "cuda":
+        own = replace(settings_of(hour, points_per_side=32), precision="bfloat16", compiled=True)
+        _image_rows(hour, sam, images, own, "ViT-H beside, compiled", "bfloat16")
+    sam.image_encoder = small
+    for height, width in ((96, 128),) if hour.tiny else SIZES:
+        resized = [np.array(Image.fromarray(image).resize((width, height))) for image in images]
+        _image_rows(hour, sam, resized, settings_of(hour, points_per_side=32), "trained")
 
 
 def _image_rows(
@@ -127,7 +105,9 @@ def _image_rows(
         "weights": weights, "precision": precision, "size": list(images[0].shape[:2]),
         "crop_layers": settings.crop_layers, "points_per_side": settings.points_per_side,
     }  # fmt: skip
-    network = timed(lambda number: detect(sam, images[number % len(images)], settings), hour, at_least_s=1.0)
+    network = timed(
+        lambda number: detect(sam, images[number % len(images)], settings), hour, at_least=6, at_least_s=0.5
+    )
     whole = timed(lambda number: propose(sam, images[number % len(images)], settings), hour, at_least=4, at_least_s=0)
     masks = [len(propose(sam, image, settings)) for image in images]
     counts = counted(lambda number: detect(sam, images[number % len(images)], settings), hour, repeats=2)

@@ -75,15 +75,16 @@ def _prediction_row(hour: Hour, segmenter: Any, name: str, side: int) -> None:
 
 
 def _equal(hour: Hour) -> None:
-    """The loss of a tiny network, which must be the CPU's."""
+    """The loss of a tiny network, which must be the CPU's; in float64, for the points with the least certain scores are
+    chosen, and a rounding of float32 is enough to choose others."""
     found = []
     for device in ("cpu", hour.device):
-        segmenter = segmenter_of("tiny", 64).to(device).eval()
+        segmenter = segmenter_of("tiny", 64).to(device, torch.float64).eval()
         images, labels = (values.to(device) for values in batch_of(2, 64))
         with torch.no_grad():
             losses = segmenter.losses(images, labels, None, segmenter.measure(labels, None), (1, 2))
         found.append(float(sum(losses.values())))
     error = abs(found[0] - found[1]) / abs(found[0])
     hour.tell("loss on the CPU", backbone="tiny", loss_error=error)
-    if not error < 1e-3:
-        raise AssertionError(f"the loss differs by {error:.1e} from the CPU's; 1e-3 is allowed")
+    if not error < 1e-6:
+        raise AssertionError(f"the loss differs by {error:.1e} from the CPU's; 1e-6 is allowed")

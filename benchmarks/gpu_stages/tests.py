@@ -15,7 +15,7 @@ def run(hour: Hour) -> None:
     if not folder.is_dir():
         hour.tell("tests", skipped="there is no tests/gpu")
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu or not gpu", str(folder), "--no-header", "-rs"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "long or not long", str(folder), "--no-header", "-rs"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parents[1], check=False)
     last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-300:]]
     print(done.stdout[-6000:], done.stderr[-2000:])

@@ -128,12 +128,23 @@ class PromptLearner(nn.Module):
 
     def token_embeddings(self) -> Float[Tensor, "nodes text_width"]:
         """Token embeddings of every node of `tree`, with the contexts in their places."""
-        vectors = self.context.flatten(0, 1)[self._context_slots]
+        return self._with_contexts(self.context)
+
+    def _with_contexts(
+        self, context: Float[Tensor, "contexts vectors text_width"]
+    ) -> Float[Tensor, "nodes text_width"]:
+        vectors = context.flatten(0, 1)[self._context_slots]
         return self._embeddings.index_put((self._context_nodes,), vectors)
 
     def forward(self) -> tuple[Float[Tensor, "classes embed"], Float[Tensor, "backgrounds embed"]]:
         """Text embeddings of the classes and of the backgrounds, L2-normalised, differentiable to the contexts."""
-        text = self._clip[0].encode_text(self.token_embeddings(), self.tree)
+        return self.embeddings_of(self.context)
+
+    def embeddings_of(
+        self, context: Float[Tensor, "contexts vectors text_width"]
+    ) -> tuple[Float[Tensor, "classes embed"], Float[Tensor, "backgrounds embed"]]:
+        """As `forward`, of other contexts than the learner's own."""
+        text = self._clip[0].encode_text(self._with_contexts(context), self.tree)
         return text[self._foreground_rows], text[self._background_rows]
 
     def to_bytes(self) -> bytes:

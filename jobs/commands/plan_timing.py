@@ -20,7 +20,7 @@ from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.segmenter import SegmenterSection
 from fmwsss.jobs.prompts.batches import Batch
 from fmwsss.jobs.prompts.encode import shapes_of
-from fmwsss.jobs.prompts.train_step import batch_loss, make_learner
+from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
 
 
 def learning_step_s(
@@ -36,8 +36,10 @@ def learning_step_s(
     present[:, 0] = True
     batch = Batch(None if section.cache else images, features, present, labels if section.cam_weight else None)
 
+    embed = make_embedder(clip, learner, section)
+
     def step() -> None:
-        loss = batch_loss(clip, learner, batch, section, FittingBatch(section.batch_size))
+        loss = batch_loss(clip, embed, batch, section, FittingBatch(section.batch_size))
         counts = (loss.num_classified, loss.num_mapped)
         loss.weighted(section.classification_weight, section.cam_weight, *counts)[0].backward()
 

@@ -21,7 +21,7 @@ from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.prompts.objective import learning_rate, make_optimizer
 from fmwsss.jobs.prompts.learn_job import LearnJob, snapshot_file
 from fmwsss.jobs.prompts.probe_images import load_examples
-from fmwsss.jobs.prompts.train_step import batch_loss, make_learner
+from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
 from fmwsss.jobs.training import checkpoint
 
 NUM_LOOKS = 20  # how often the example maps are looked at while one set of prompts is learned
@@ -40,6 +40,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     optimizer = make_optimizer(learner, section.learning_rate, section.momentum, section.weight_decay)
     folder = job.run.folder.child(job.stage)
     first, history = checkpoint.restore(folder, learner, optimizer)
+    embed = make_embedder(clip, learner, section)
     witness = _Witness(job, clip, learner, settings["board"], first) if rank == 0 else None
     last_saved_s, views = time.monotonic(), FittingBatch(section.batch_size)
     # Closed at once where a step raises: its tasks and threads must not outlive the training.
@@ -57,7 +58,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            loss = batch_loss(clip, learner, batch, section, views)
+            loss = batch_loss(clip, embed, batch, section, views)
             counts = sum_numbers([loss.num_classified, loss.num_mapped], num_workers, clip.device)
             weights = (section.classification_weight, section.cam_weight)
             weighted, classification, cam = loss.weighted(*weights, *map(int, counts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fmwsss.cluster.models.device import uses_bfloat16
@@ -10,6 +12,7 @@ from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.clip.last_block import LastBlock, MapProduct
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.prompts.objective import PromptLoss, prompt_loss
+from fmwsss.core.prompts.text_graph import Texts, text_embedder
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.prompts.batches import Batch
@@ -24,12 +27,17 @@ def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection
     ).to(clip.device)  # fmt: skip
 
 
+def make_embedder(clip: FrozenClip, learner: PromptLearner, section: LearnSection) -> Callable[[], Texts]:
+    """The text embeddings of a learner at every step, in the precision of the section (`text_embedder`)."""
+    return text_embedder(learner, uses_bfloat16(section.precision, clip.device.type))
+
+
 def batch_loss(
-    clip: FrozenClip, learner: PromptLearner, batch: Batch, section: LearnSection, views: FittingBatch
+    clip: FrozenClip, embed: Callable[[], Texts], batch: Batch, section: LearnSection, views: FittingBatch
 ) -> PromptLoss:
     """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product.
 
-    As pixels, as many of them at a time go through the image tower as fit.
+    As pixels, as many of them at a time go through the image tower as fit. `embed` is of `make_embedder`.
     """
     side = -(-section.augment.crop_px // clip.patch_size)
     is_half = uses_bfloat16(section.precision, clip.device.type)
@@ -43,8 +51,7 @@ def batch_loss(
     else:
         arrays = [array.to(clip.device) for array in batch.features]
         block = clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
-    with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-        foreground, background = learner()
+    foreground, background = embed()
     return prompt_loss(
         block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
         batch.labels.to(clip.device) if batch.labels is not None else None,
