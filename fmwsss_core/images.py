@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.labels import PALETTE
 
 MIN_SIDE_PX = 8
@@ -38,7 +39,7 @@ MAX_12_BIT = 4095
 _FILLER = bytes(range(1, 251)) * 40
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image that can't be used; one sentence that says why."""
 
 

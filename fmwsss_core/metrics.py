@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from scipy import ndimage
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.labels import IGNORE
 
 BOUNDARY_SHARE = 0.02  # width of a boundary, as a share of the image's diagonal
@@ -28,11 +29,11 @@ def confusion_matrix(
         ValueError: the shapes differ, or a value is neither a class nor 255.
     """
     if labels.shape != truth.shape:
-        raise ValueError(f"Labels have shape {labels.shape} and the ground truth {truth.shape}; they must be equal.")
+        raise InputError(f"Labels have shape {labels.shape} and the ground truth {truth.shape}; they must be equal.")
     for name, values in (("Labels", labels), ("The ground truth", truth)):
         strange = values[(values >= num_classes) & (values != IGNORE)]
         if strange.size:
-            raise ValueError(f"{name}: class {strange[0]} is not one of 0 to {num_classes - 1}, nor 255.")
+            raise InputError(f"{name}: class {strange[0]} is not one of 0 to {num_classes - 1}, nor 255.")
     judged = truth != IGNORE
     rows = truth[judged].astype(np.int64)
     columns = np.minimum(labels[judged], num_classes).astype(np.int64)

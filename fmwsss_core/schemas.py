@@ -15,6 +15,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from fmwsss.core.class_maps.maps import ClassMaps
+from fmwsss.core.errors import InputError
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.postprocess import Detections
 
@@ -228,7 +229,7 @@ def maps_from_bytes(
     """
     expected_bytes = 2 * num_classes * grid_height * grid_width
     if len(data) != expected_bytes:
-        raise ValueError(
+        raise InputError(
             f"{num_classes} maps of {grid_height} x {grid_width} take {expected_bytes} bytes, not {len(data)}"
         )
     return np.frombuffer(data, dtype="<f2").reshape(num_classes, grid_height, grid_width).astype(np.float32)
@@ -265,7 +266,7 @@ def features_from_bytes(data: bytes, *shapes: tuple[int, int]) -> list[Float[np.
     """
     expected_bytes = features_bytes(*shapes)
     if len(data) != expected_bytes:
-        raise ValueError(f"features of shapes {shapes} take {expected_bytes} bytes, not {len(data)}")
+        raise InputError(f"features of shapes {shapes} take {expected_bytes} bytes, not {len(data)}")
     arrays, begin = [], 0
     for shape in shapes:
         scale = np.frombuffer(data, "<f4", 1, begin)

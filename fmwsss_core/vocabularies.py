@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.vocabulary import Vocabulary
 
 _BACKGROUND_WORDS = (
@@ -89,7 +90,7 @@ def custom_vocabulary(
     first: dict[str, str] = {}
     for own, prompt in zip(classes, prompts, strict=False):  # CLIP's tokens have no case and one space
         if (other := first.setdefault(" ".join(prompt.lower().split()), own)) != own:
-            raise ValueError(f"the classes {other!r} and {own!r} have one prompt, {prompt!r}: give `prompts`")
+            raise InputError(f"the classes {other!r} and {own!r} have one prompt, {prompt!r}: give `prompts`")
     if backgrounds is None:
         taken = {word.lower() for text in (*classes, *prompts) for word in text.replace(",", " ").split()}
         backgrounds = [word for word in _BACKGROUNDS if word not in taken]
@@ -104,5 +105,5 @@ def vocabulary_named(name: str) -> Vocabulary:
         return TOY
     known = {"voc12": VOC12, "coco14": COCO14}
     if name not in known:
-        raise ValueError(f"there is no vocabulary {name!r}: use voc12, coco14, toy, or give your own classes")
+        raise InputError(f"there is no vocabulary {name!r}: use voc12, coco14, toy, or give your own classes")
     return known[name]

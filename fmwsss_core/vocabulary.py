@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fmwsss.core.errors import InputError
+
 HANDMADE_TEMPLATE = "a clean origami {}."
 
 
@@ -30,22 +32,22 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.classes:
-            raise ValueError(f"vocabulary {self.name!r} has no class")
+            raise InputError(f"vocabulary {self.name!r} has no class")
         if len(self.classes) > 254:
-            raise ValueError(f"vocabulary {self.name!r} has {len(self.classes)} classes; 8-bit label maps hold 254")
+            raise InputError(f"vocabulary {self.name!r} has {len(self.classes)} classes; 8-bit label maps hold 254")
         if len(self.prompts) != len(self.classes):
-            raise ValueError(
+            raise InputError(
                 f"vocabulary {self.name!r} has {len(self.classes)} classes but {len(self.prompts)} prompts"
             )
         for words, kind in ((self.classes, "class"), (self.prompts, "prompt"), (self.backgrounds, "background")):
             for word in words:
                 if not word.strip():
-                    raise ValueError(f"vocabulary {self.name!r} has an empty {kind} name")
+                    raise InputError(f"vocabulary {self.name!r} has an empty {kind} name")
                 if kind != "prompt" and words.count(word) > 1:
-                    raise ValueError(f"vocabulary {self.name!r} has the {kind} name {word!r} twice")
+                    raise InputError(f"vocabulary {self.name!r} has the {kind} name {word!r} twice")
         for word in self.classes:
             if word in self.backgrounds:
-                raise ValueError(f"vocabulary {self.name!r} has {word!r} both as a class and as a background")
+                raise InputError(f"vocabulary {self.name!r} has {word!r} both as a class and as a background")
 
     def index(self, class_name: str) -> int:
         """Class index (1-based) of a name; ValueError names the nearest known class."""
@@ -54,7 +56,7 @@ class Vocabulary:
         except ValueError:
             near = difflib.get_close_matches(class_name, self.classes, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known classes: {', '.join(self.classes[:30])}"
-            raise ValueError(f"{class_name[:80]!r} is not a class of the vocabulary {self.name!r}{hint}") from None
+            raise InputError(f"{class_name[:80]!r} is not a class of the vocabulary {self.name!r}{hint}") from None
 
     def indices(self, names: Iterable[str]) -> tuple[int, ...]:
         """Class indices (1-based) of several names, in their order."""

@@ -21,7 +21,7 @@ def run(config: RunConfig, only: list[str] | None = None, restart_from: str | No
         restart_from: a stage whose outputs, and those of all stages after it, are deleted first.
 
     Raises:
-        ValueError, RuntimeError: anything that a user can put right, in one line.
+        FmwsssError: anything that a user can put right, in one line.
     """
     steps.run(config, only, restart_from)
 
@@ -64,6 +64,6 @@ def predict(config: RunConfig, images: str, truth: str | None = None, name: str 
         The folder of the predictions.
 
     Raises:
-        ValueError, RuntimeError: anything that a user can put right, in one line.
+        FmwsssError: anything that a user can put right, in one line.
     """
     return steps.predict_new(config, images, truth, name)

@@ -6,18 +6,22 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from fmwsss.cluster.storage.redaction import redacted
+from fmwsss.core.errors import FmwsssError, InputError
+from fmwsss.core.memory_errors import told_out_of_memory
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
 
 STAGES_PANEL = "Stages"
+A_BUG = (
+    "this is a bug of fmwsss, not a mistake of yours; please report it with the lines above (CONTRIBUTING.md says how)"
+)
 
 
 class Commands(TyperGroup):
@@ -152,7 +156,7 @@ def export(
     with _told_in_lines():
         height, _, width = size.partition("x")
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-            raise ValueError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
+            raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
         settings = _config_of(run, overrides)
         from fmwsss.cluster.storage.driver_lock import hold
         from fmwsss.cluster.storage.folder import Folder
@@ -161,7 +165,9 @@ def export(
 
         ledger = Run(Folder(settings.run))
         with hold(ledger.folder, lambda: None) as claim:
-            print(f"exported: {export(settings, Run(ledger.folder.guarded(claim)), int(height), int(width))}")
+            with told_out_of_memory("give a smaller --size"):
+                place = export(settings, Run(ledger.folder.guarded(claim)), int(height), int(width))
+            print(f"exported: {place}")
         trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
         if min(int(height), int(width)) != trained_px:
             print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
@@ -181,7 +187,8 @@ def try_image(
         from fmwsss.jobs.commands.try_image import run
 
         names = [name.strip() for name in labels.split(",") if name.strip()]
-        print("\n".join(run(settings, image, names, output)))
+        with told_out_of_memory("give a smaller image, or a machine with more memory"):
+            print("\n".join(run(settings, image, names, output)))
 
 
 @app.command()
@@ -338,7 +345,7 @@ def _told_in_lines() -> Iterator[None]:
 
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(exit_code())
-    except (ValueError, RuntimeError) as error:
+    except FmwsssError as error:
         if os.environ.get("FMWSSS_DEBUG"):
             print(redacted(traceback.format_exc()), file=sys.stderr)
         print(f"fmwsss: {_one_line_each(error)}", file=sys.stderr)
@@ -346,18 +353,29 @@ def _told_in_lines() -> Iterator[None]:
 
 
 def _one_line_each(error: BaseException) -> str:
-    from ray.exceptions import RayTaskError
-
-    if isinstance(error, RayTaskError):
-        error = error.cause
+    # From a worker of Ray it comes with the worker's traceback around it, which is for bugs.
+    error = getattr(error, "cause", None) or error
     return redacted("\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip()))
 
 
-def main() -> None:
-    """Entry point of the installed command."""
-    sys.excepthook = _redacted_traceback
-    app()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the installed command.
+
+    Args:
+        arguments: of the command line; None for those of this process.
+    """
+    try:
+        with _told_in_lines():
+            _demand_utf8()
+            app(arguments, prog_name="fmwsss")
+    except Exception:
+        # Not `sys.excepthook`: Typer puts its own there.
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"fmwsss: {A_BUG}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+def _demand_utf8() -> None:
+    """File names, run files and reports are UTF-8; in another locale the first umlaut would end a run in its middle."""
+    if sys.getfilesystemencoding().replace("-", "").lower() != "utf8":
+        raise InputError(f"the locale is {sys.getfilesystemencoding()}, not UTF-8: set PYTHONUTF8=1, or LC_ALL=C.UTF-8")

@@ -2,7 +2,7 @@
 
 import sys
 
-from fmwsss.jobs.cli import app
+from fmwsss.jobs.cli import main
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:]], prog_name="fmwsss")
+    main(["run", *sys.argv[1:]])

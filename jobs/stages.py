@@ -22,6 +22,7 @@ from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
+from fmwsss.core.errors import InputError
 from fmwsss.jobs.config.renewal import renewed_inputs
 from fmwsss.jobs.config.run import RunConfig
 
@@ -31,7 +32,7 @@ VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", 
 JOURNAL_EVERY_S = 10.0  # parts that a killed driver did not note are read again by the next one
 
 
-class StageError(ValueError):
+class StageError(InputError):
     """A stage that cannot start, or whose images all failed; the message says what to do."""
 
 

@@ -96,7 +96,7 @@ def run(
         retry: first forget the failures of all stages, or of the one named, so that those images are tried again.
 
     Raises:
-        ValueError, RuntimeError: anything that a user can put right, in one line.
+        FmwsssError: anything that a user can put right, in one line.
     """
     asked = stages_of(config)
     due = asked if only is None else _due(asked, only)

@@ -19,6 +19,7 @@ FORBIDDEN = {
 }
 # The floors of the house, from the ground up. A module imports from its own room and from the floors below it.
 FLOORS = [
+    {"core.errors"},
     {"core.labels", "core.memory_errors", "core.lazy_exports", "core.vocabulary"},
     {"core.adaptive_batch", "core.resize", "core.images", "core.metrics", "core.toy"},
     {"core.clip", "core.superpixels", "core.instances"},

@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import Any, Literal
 
+from fmwsss.core.errors import FmwsssError
 from fmwsss.core.memory_errors import is_out_of_memory
 
 Kind = Literal["memory", "machine"]
@@ -31,7 +32,7 @@ _ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, 
 _PREFIX = "fmwsss-fault"
 
 
-class MachineFault(RuntimeError):  # noqa: N818 - the name says what happened
+class MachineFault(FmwsssError, RuntimeError):  # noqa: N818 - the name says what happened
     """A process that can't do what any other could: the line says why."""
 
 

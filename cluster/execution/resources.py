@@ -8,9 +8,10 @@ from typing import Any
 import ray
 
 from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.core.errors import InputError
 
 
-class ResourceError(ValueError):
+class ResourceError(InputError):
     """What the run file asks for is more than the cluster has; the message gives both figures."""
 
 

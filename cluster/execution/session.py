@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -14,13 +15,14 @@ from typing import Any
 import ray
 
 from fmwsss.cluster.storage.driver_signals import retake_signals
+from fmwsss.core.errors import InputError
 
 logger = logging.getLogger("fmwsss")
 NUM_STARTS = 3
 CONNECT_S = 20.0
 
 
-class SessionError(ValueError):
+class SessionError(InputError):
     """No Ray to work with; the message says what to do."""
 
 
@@ -52,7 +54,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     is_local = target == "local"
     if is_local:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # no place for it, or no home at all
             _make_private_token()
     else:
         _demand_answer(target)
@@ -98,13 +100,33 @@ def _start(**settings: Any) -> None:
             ) from None
         except Exception as error:
             if "timed out during startup" not in str(error):
-                raise
+                # Of the machine or its settings, whatever its class: no room, no rights, a path too long for a socket,
+                # another version of Ray in the cluster.
+                raise SessionError(f"Ray does not start: {_first_line(error)}{_advice(error)}") from error
             ray.shutdown()
             if attempt == NUM_STARTS:
                 raise SessionError(
                     f"Ray did not start on this machine, tried {NUM_STARTS} times; other programs may use up its "
                     "processors or its memory"
                 ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "AF_UNIX" in text:
+        return "; give Ray a shorter folder by RAY_TMPDIR, such as /tmp"
+    if isinstance(error, PermissionError) or "ermission denied" in text:
+        return "; give Ray a folder that can be written by RAY_TMPDIR"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "; make room there, or give Ray another folder by RAY_TMPDIR"
+    if "home directory" in text:
+        return "; set HOME to a folder that can be written"
+    return ""
 
 
 def token_file() -> Path:

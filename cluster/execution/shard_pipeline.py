@@ -29,6 +29,7 @@ from fmwsss.cluster.execution import machine_faults, ray_compat
 from fmwsss.cluster.execution.image_by_image import do_alone
 from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.cluster.storage.folder import StorageError
+from fmwsss.core.errors import FmwsssError, UnexpectedError
 
 # A worker that dies (killed for its memory, a lost node, a crash in native code) is replaced and its shard done again;
 # Ray Data alone would do so for ever.
@@ -50,10 +51,12 @@ STREAM_BLOCK_BYTES = 32 << 20
 # Where its tasks wait for room, Ray Data's loop goes round without a pause, in the process of the training loop, which
 # then waits for the interpreter more than it computes.
 STREAM_PAUSE_S = 0.25
-FAILED = pa.schema([(name, pa.string()) for name in ("part", "error_type", "message", "traceback")])
+FAILED = pa.schema(
+    [*((name, pa.string()) for name in ("part", "error_type", "message", "traceback")), ("is_of_user", pa.bool_())]
+)
 
 
-class ShardError(RuntimeError):
+class ShardError(FmwsssError, RuntimeError):
     """Shards that could not be done; the line names them and the reason. What was written stays."""
 
 
@@ -100,7 +103,9 @@ def map_shards(
 
     Raises:
         StorageError: a folder could not be read or written.
-        ShardError: some shards could not be done for another reason; unless they are many, all others are.
+        ShardError: some shards could not be done for another reason that a user can put right; unless they are many,
+            all others are.
+        UnexpectedError: so it is with a mistake of ours, whose traceback is the cause.
     """
     left = {shard["part"] for shard in shards}
     assert len(left) == len(shards), "two shards have one name"
@@ -122,7 +127,7 @@ def map_shards(
                 if len(failed) > NUM_TOLERATED or row["error_type"] == StorageError.__name__:
                     break
     except ExecutionTimeoutError:
-        reason = f"nothing happened for {no_progress_timeout_s:g} s; does the cluster have what the operators ask for?"
+        reason = f"no image finished within {no_progress_timeout_s:g} s; pending resource requests: see `ray status`"
         raise ShardError(_line(left, reason)) from None
     except RayError as error:
         raise ShardError(_line(left, _reason(left))) from error
@@ -132,8 +137,9 @@ def map_shards(
         first = failed[0]
         if first["error_type"] == StorageError.__name__:
             raise StorageError(first["message"])
-        reason = f"{first['error_type']}: {first['message']}"
-        raise ShardError(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
+        kind = ShardError if first["is_of_user"] else UnexpectedError
+        reason = first["message"] if first["is_of_user"] else f"{first['error_type']}: {first['message']}"
+        raise kind(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
     if left:
         raise ShardError(_line(left, _reason(left)))
 
@@ -368,5 +374,6 @@ def _failed(part: str, error: Exception) -> pa.Table:
         "error_type": StorageError.__name__ if isinstance(error, StorageError) else type(error).__name__,
         "message": " ".join(str(error).split()),
         "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        "is_of_user": isinstance(error, FmwsssError),
     }
     return pa.Table.from_pylist([row], schema=FAILED)

@@ -11,17 +11,20 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 import ray
+from ray.exceptions import RayError
 
+from fmwsss.cluster.execution import machine_faults
 from fmwsss.cluster.execution.ray_compat import torch_trainer
 from fmwsss.cluster.storage.driver_signals import retake_signals
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.core.errors import FmwsssError, UnexpectedError
 
 NUM_RESTARTS = 3
 ABORT_S = 15.0
 
 
-class TrainingError(RuntimeError):
-    """A training loop that raised, or whose workers died too often; the message is the first cause, in one line."""
+class TrainingError(FmwsssError, RuntimeError):
+    """A training that a user can put right, or whose workers died too often; the first cause, in one line."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def train(
         scratch: for Ray Train's own files; must be seen by every node. Emptied at the end.
 
     Raises:
-        TrainingError: the loop raised, or workers died more often than they are restarted.
+        TrainingError: the loop met what a user can put right, or workers died more often than they are restarted.
+        UnexpectedError: the loop raised something else.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -98,7 +102,13 @@ def train(
     try:
         trainer.fit()
     except Exception as error:
-        raise TrainingError(_first_cause(error)) from error
+        cause = _first_cause(error)
+        line = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
+        if isinstance(cause, FmwsssError):
+            raise TrainingError(" ".join(str(cause).split())) from error
+        # A worker that died, or a machine that lacks something: no mistake of ours.
+        is_of_machine = isinstance(cause, RayError) or machine_faults.kind_of(cause) is not None
+        raise (TrainingError if is_of_machine else UnexpectedError)(line) from error
     except BaseException:
         for controller in controllers:
             # Without a word where it is gone already.
@@ -118,9 +128,9 @@ def _arrow_path(folder: Folder) -> tuple[str, pyarrow.fs.FileSystem | None]:
     return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
 
 
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None) or {}
     cause: BaseException = next(iter(failures.values()), error)
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
         cause = inner
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:500]
+    return cause

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmwsss.cluster.models.spec import ModelError
 from fmwsss.cluster.models.torchscript import is_torchscript, read_torchscript
+from fmwsss.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -128,14 +129,14 @@ def _read(path: Path, with_values: bool) -> Any:
     with path.open("rb") as source:
         start = source.read(512)
     if not start:
-        raise ValueError("the file is empty")
+        raise InputError("the file is empty")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a pointer of Git LFS, not the file itself (`git lfs pull` fetches it)")
+        raise InputError("it is a pointer of Git LFS, not the file itself (`git lfs pull` fetches it)")
     if start.lstrip().startswith(b"<"):
-        raise ValueError("it is a web page; what was downloaded is not the file itself")
+        raise InputError("it is a web page; what was downloaded is not the file itself")
     if start[:4] == b"PK\x03\x04":
         if not zipfile.is_zipfile(path):
-            raise ValueError("the file is cut off or damaged: it has a beginning and no end")
+            raise InputError("the file is cut off or damaged: it has a beginning and no end")
         with zipfile.ZipFile(path) as archive:
             if is_torchscript(archive):
                 return read_torchscript(path, with_values)
@@ -154,12 +155,12 @@ def _read_safetensors(path: Path, with_values: bool) -> dict[str, Tensor]:
     with path.open("rb") as source:
         num_bytes = int.from_bytes(source.read(8), "little")
         if num_bytes > path.stat().st_size:
-            raise ValueError("the file is cut off or damaged")
+            raise InputError("the file is cut off or damaged")
         header = json.loads(source.read(num_bytes))
     header.pop("__metadata__", None)
     end = 8 + num_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end != path.stat().st_size:
-        raise ValueError(f"the file has {path.stat().st_size} bytes and should have {end}: it is cut off or damaged")
+        raise InputError(f"the file has {path.stat().st_size} bytes and should have {end}: it is cut off or damaged")
     if with_values:
         return load_file(path)
     return {
@@ -176,7 +177,7 @@ def _tensors_by_name(raw: Any) -> dict[str, Tensor]:
     ):
         raw = raw[wrapper]
     if not isinstance(raw, Mapping):
-        raise ValueError(f"it holds a {type(raw).__name__}, not tensors by name")
+        raise InputError(f"it holds a {type(raw).__name__}, not tensors by name")
     # OpenAI's entries may be plain numbers.
     kept = {str(name): value for name, value in raw.items()}
     tensors = {

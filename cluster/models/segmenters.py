@@ -16,6 +16,7 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.models.weights import weights_file
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,7 +137,7 @@ def _from_factory(spec: SegmenterSpec) -> Segmenter:
 def _load_pretrained(network: Any, weights: str) -> None:
     """Weights of a whole Mask2Former (its classes may be others) or of a backbone, from a `save_pretrained` folder."""
     folder = Folder(weights)
-    kind = json.loads(folder.read(CONFIG_FILE)).get("model_type")
+    kind = read_json(folder, CONFIG_FILE).get("model_type")
     target = network if kind == "mask2former" else network.model.pixel_level_module.encoder
     given = _renamed(folder, target)
     # What a backbone has beside the one that was trained, a norm behind each stage, starts anew; so does another list

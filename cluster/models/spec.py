@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fmwsss.core.errors import InputError
 
-class ModelError(ValueError):
+
+class ModelError(InputError):
     """A model that cannot be had as the run file asks for it; the message says what to do."""
 
 

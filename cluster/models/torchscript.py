@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmwsss.core.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -72,7 +74,7 @@ def read_torchscript(path: Path, with_values: bool) -> dict[str, Tensor]:
 
         top = _interpret(archive.read(f"{root}/data.pkl"), tensor)
         if not isinstance(top, _Module):
-            raise ValueError("the archive holds no module")
+            raise InputError("the archive holds no module")
         sources = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
     found: dict[str, Tensor] = {}
     _collect(top, "", {name.removeprefix(f"{root}/code/"): text for name, text in sources.items()}, found)
@@ -169,8 +171,8 @@ def _interpret(data: bytes, tensor: Any) -> Any:
                 arguments = stack.pop()
                 stack[-1] = _reduced(stack[-1].text, arguments, tensor)
             case other:
-                raise ValueError(f"the archive has an instruction that TorchScript does not write ({other})")
-    raise ValueError("the archive's description is cut off")
+                raise InputError(f"the archive has an instruction that TorchScript does not write ({other})")
+    raise InputError("the archive's description is cut off")
 
 
 def _reduced(name: str, arguments: tuple[Any, ...], tensor: Any) -> Any:

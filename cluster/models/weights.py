@@ -58,7 +58,7 @@ def weights_file(spec: ModelSpec, role: Role | None = None) -> Path:
         return _verified(_hub_file(spec, tag), spec)
     if spec.weights is None:
         raise ModelError(f"model {spec.model!r} needs weights: a path or URL (for open_clip also a tag)")
-    path = Path(spec.weights).expanduser()
+    path = Path(os.path.expanduser(spec.weights))
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no weights"
         raise ModelError(f"{what} at {spec.weights}; give the path of a checkpoint, or an s3:// or https:// URL")
@@ -134,7 +134,10 @@ def is_whole(place: Place) -> bool:
 
 def weights_cache() -> Path:
     """The folder on this machine that keeps fetched weights, by their sha256."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fmwsss" / "weights"
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    if cache.startswith("~"):
+        raise ModelError("there is no home folder for the cache of weights: set HOME or XDG_CACHE_HOME")
+    return Path(cache) / "fmwsss" / "weights"
 
 
 def keep_compiled_code() -> None:

@@ -44,6 +44,7 @@ from fmwsss.cluster.storage.storage_errors import (
     kind_of,
     reason_of,
 )
+from fmwsss.core.errors import InputError
 
 NUM_TRIES = 9
 NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
@@ -75,10 +76,10 @@ class Folder:
 
     def __post_init__(self) -> None:
         if not self.url.strip():
-            raise ValueError("a folder needs a path or a URL; this one is empty")
+            raise InputError("a folder needs a path or a URL; this one is empty")
         scheme, separator, rest = self.url.partition("://")
         if has_secret(self.url):
-            raise ValueError(
+            raise InputError(
                 f"a {scheme}:// URL has credentials or a query in it; give them by environment variables instead"
             )
         if not separator or scheme == "file":
@@ -353,7 +354,7 @@ class Folder:
     def _at(self, name: str) -> str:
         parts = name.split("/")
         if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-            raise ValueError(f"{name!r} is no name inside {self.url}: it may not be empty, absolute or hold `..`")
+            raise InputError(f"{name!r} is no name inside {self.url}: it may not be empty, absolute or hold `..`")
         return f"{self.url.rstrip('/')}/{name}"
 
     def _put_new(self, path: str, data: bytes) -> bool:

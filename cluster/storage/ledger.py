@@ -21,12 +21,14 @@ from typing import Any
 import pyarrow as pa
 
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.parquet import parse_table, table_bytes
 from fmwsss.cluster.storage.receipts import Receipt as Receipt
 from fmwsss.cluster.storage.receipts import StageFile, file_name, mark_of, part_of, to_json
 from fmwsss.cluster.storage.receipts import part_index as part_index
 from fmwsss.cluster.storage.receipts import part_name as part_name
 from fmwsss.cluster.storage.storage_errors import DamagedFile, FileError, StorageError
+from fmwsss.core.errors import InputError
 from fmwsss.core.schemas import FAILURES
 
 INPUTS = "_inputs.json"
@@ -44,7 +46,7 @@ LOOK_BYTES = 4 << 30  # of the parts of a stage that is gone on with; of more, s
 SMALL_BYTES = 64 << 20  # of a file whose hash is looked at whenever its stage is read
 
 
-class ChangedInputs(ValueError):  # noqa: N818 - the name says what happened
+class ChangedInputs(InputError):  # noqa: N818 - the name says what happened
     """A stage was begun in this run with other settings; the line names each of them, then what to do.
 
     Attributes:
@@ -119,7 +121,7 @@ class Run:
             known.again = {part for part in names if part}
             stage_folder.write(INPUTS, to_json({**new, MARK: known.mark}))
             return set()
-        old = _read_json(stage_folder, INPUTS)
+        old = read_json(stage_folder, INPUTS)
         known = self._stages[stage] = _Known(old.pop(MARK, ""))
         changes = _changes(renewed(stage, old, new) if renewed else old, new)
         if changes:
@@ -136,7 +138,7 @@ class Run:
     def _parts_there(self, stage: str, known: _Known, there: Mapping[str, int]) -> set[str]:
         """The parts of an open stage that need not be made again."""
         stage_folder = self.folder.child(stage)
-        listed = _read_json(stage_folder, JOURNAL) if JOURNAL in there else []
+        listed = read_json(stage_folder, JOURNAL) if JOURNAL in there else []
         noted = {file["name"]: StageFile(**file) for file in listed}
         sizes = stage_folder.sizes("part-")
         parts = {part: name for name in sorted(sizes) if (part := part_of(name, known.mark))}
@@ -154,7 +156,7 @@ class Run:
         if bad:
             told = f"{', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}"
             print(f"{stage}: damaged, and made again: {told}", file=sys.stderr, flush=True)
-        known.again = {*bad, *(_read_json(stage_folder, AGAIN) if AGAIN in there else [])}
+        known.again = {*bad, *(read_json(stage_folder, AGAIN) if AGAIN in there else [])}
         known.files = {part: file for part, file in files.items() if file and part not in known.again}
         return set(known.files)
 
@@ -211,14 +213,14 @@ class Run:
 
     def _mark_of_inputs(self, stage: str) -> str:
         folder = self.folder.child(stage)
-        return _read_json(folder, INPUTS).get(MARK, "") if folder.exists(INPUTS) else ""
+        return read_json(folder, INPUTS).get(MARK, "") if folder.exists(INPUTS) else ""
 
     def stages(self) -> dict[str, list[str]]:
         """Every stage of the manifest that was begun in this run, with the stages that it reads."""
         names, found = (self.manifest() or {"stages": []})["stages"], {}
         for stage in names:
             if self.folder.child(stage).exists(INPUTS):
-                reads = _read_json(self.folder.child(stage), INPUTS).get("reads", {})
+                reads = read_json(self.folder.child(stage), INPUTS).get("reads", {})
                 # A stage of a run in the run names what it reads there by its name there.
                 nearby = {name: f"{home_of(stage)}{name}" for name in reads}
                 found[stage] = sorted(nearby[name] if nearby[name] in names else name for name in reads)
@@ -241,7 +243,7 @@ class Run:
         The stage is open from here on. Killed in between, it can be called again.
         """
         folder = self.folder.child(stage)
-        before = _read_json(folder, AGAIN) if folder.exists(AGAIN) else []
+        before = read_json(folder, AGAIN) if folder.exists(AGAIN) else []
         folder.write(AGAIN, to_json(sorted({*before, *parts})))
         folder.delete([RECEIPT])
         self._stages.pop(stage, None)
@@ -416,21 +418,13 @@ class Run:
 
     def manifest(self) -> dict[str, Any] | None:
         """What `write_manifest` wrote, or None in a new run."""
-        return _read_json(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
+        return read_json(self.folder, MANIFEST) if self.folder.exists(MANIFEST) else None
 
 
 def home_of(stage: str) -> str:
     """The folder of the run in the run that a stage belongs to, with a slash at its end; empty for the run's own."""
     parts = stage.split("/")
     return f"{parts[0]}/{parts[1]}/" if parts[0] == PREDICTIONS and len(parts) > 2 else ""
-
-
-def _read_json(folder: Folder, name: str) -> Any:
-    data = folder.read(name)
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise DamagedFile(f"{folder.url}/{name} is damaged: it is no JSON; put back a copy, or start anew") from None
 
 
 def _mark_in(file: str) -> str | None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from fmwsss.core.errors import InputError
+
 NUM_DIGITS = 8  # of the hash in a file's name
 _PART = re.compile(r"part-(\d+)(?:-([0-9a-f]{8}))?\.parquet")
 
@@ -84,7 +86,7 @@ class Receipt:
         try:
             return cls(**{**known, "files": files})
         except TypeError as error:
-            raise ValueError(f"it is no receipt: {error}") from None
+            raise InputError(f"it is no receipt: {error}") from None
 
 
 _NONE = StageFile("", 0, 0, "")

@@ -6,6 +6,8 @@ import errno
 import os
 from urllib.parse import urlsplit
 
+from fmwsss.core.errors import InputError
+
 TRANSIENT_ERRNOS = {
     errno.EBUSY,  # s3fs: SlowDown, 503, 409
     errno.EREMOTEIO,  # s3fs: 500
@@ -31,7 +33,7 @@ TRANSIENT_NAMES = {
 }
 
 
-class StorageError(ValueError):
+class StorageError(InputError):
     """Something about a folder that a user can put right; one line, with its URL and what to do."""
 
 
@@ -74,6 +76,8 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
         return "it does not exist; check the path"
     if isinstance(error, PermissionError):
         return "access is refused; check the credentials in the environment and who may use this place"
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
+        return "its scheme is not known; folders are paths or URLs such as s3://bucket/folder"
     if isinstance(error, ImportError):
         return "its scheme needs a package that is not installed"
     if "EndpointConnectionError" in names or isinstance(error, ConnectionError):

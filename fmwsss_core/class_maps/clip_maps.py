@@ -14,6 +14,7 @@ from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.softmax_gradcam import normalise
 from fmwsss.core.class_maps.sources import GradCam, MapSource, Mixture, View, num_blocks_of
 from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
+from fmwsss.core.errors import InputError
 from fmwsss.core.resize import upsample
 
 
@@ -63,7 +64,7 @@ def map_classes(
     mixture = source if isinstance(source, Mixture) else Mixture((source or GradCam(),), (1.0,))
     grids = {patch_grid(clip, *image.shape[:2]) for image in images}
     if len(grids) != 1:
-        raise ValueError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
+        raise InputError(f"Images of one patch grid are needed, not of {sorted(grids)}.")
     present = torch.zeros(len(images), len(foreground), dtype=torch.bool, device=clip.device)
     for row, indices in enumerate(class_indices):
         present[row, [index - 1 for index in indices]] = True

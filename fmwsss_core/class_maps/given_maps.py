@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fmwsss.core.class_maps.maps import ClassMaps, min_max
+from fmwsss.core.errors import InputError
 from fmwsss.core.vocabulary import Vocabulary
 
 # By what name the programs of the field write their maps, in the order of preference.
@@ -57,8 +58,8 @@ def read_arrays(data: bytes) -> dict[str, Any]:
                 return content
     # A broken pickle or archive may raise nearly anything.
     except Exception as error:
-        raise ValueError(f"it cannot be read as .npy or .npz: {error}") from None
-    raise ValueError("it is neither an .npz nor an .npy that holds a dictionary")
+        raise InputError(f"it cannot be read as .npy or .npz: {error}") from None
+    raise InputError("it is neither an .npz nor an .npy that holds a dictionary")
 
 
 def given_maps(
@@ -81,10 +82,10 @@ def given_maps(
     """
     name = next((name for name in MAPS_KEYS if name in content), None)
     if name is None or "keys" not in content:
-        raise ValueError(f"it needs `keys` and one of {', '.join(MAPS_KEYS)}; it has {', '.join(map(str, content))}")
+        raise InputError(f"it needs `keys` and one of {', '.join(MAPS_KEYS)}; it has {', '.join(map(str, content))}")
     keys, maps = np.atleast_1d(np.asarray(content["keys"])), np.asarray(content[name])
     if maps.ndim != 3 or len(maps) != len(keys) or not np.issubdtype(maps.dtype, np.number):
-        raise ValueError(f"`{name}` of shape {maps.shape} is no map of height x width for each of {len(keys)} keys")
+        raise InputError(f"`{name}` of shape {maps.shape} is no map of height x width for each of {len(keys)} keys")
     of_class = {}
     for row, key in enumerate(keys.tolist()):
         index = vocabulary.index(key) if isinstance(key, str) else int(key) - first_key + 1
@@ -93,9 +94,9 @@ def given_maps(
     for class_name in class_names:
         row = of_class.get(vocabulary.index(class_name))
         if row is None:
-            raise ValueError(f"it has no map of class {class_name!r}")
+            raise InputError(f"it has no map of class {class_name!r}")
         rows.append(row)
     chosen: Float32[np.ndarray, "present height width"] = maps[rows].astype(np.float32)
     if not np.isfinite(chosen).all():
-        raise ValueError("a map holds a value that is not finite")
+        raise InputError("a map holds a value that is not finite")
     return ClassMaps(min_max(chosen), None)

@@ -19,6 +19,7 @@ from fmwsss.core.class_maps.patch_embedding import PatchEmbedding
 from fmwsss.core.class_maps.patch_similarity import decide, min_max, windows_of
 from fmwsss.core.class_maps.softmax_gradcam import normalise, softmax_gradcam
 from fmwsss.core.clip.frozen_clip import FrozenClip, ImageFeatures
+from fmwsss.core.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +207,7 @@ def build(settings: Mapping[str, Any]) -> MapSource | Mixture:
         assert not any(isinstance(source, Mixture) for source in sources)
         in_order = sorted(own["parts"], key=lambda part: part["source"]["kind"] == "given")
         return Mixture(tuple(sources), tuple(part["weight"] for part in in_order))  # type: ignore[arg-type]
-    raise ValueError(f"there is no source of class maps of kind {kind!r}")
+    raise InputError(f"there is no source of class maps of kind {kind!r}")
 
 
 def num_blocks_of(clip: FrozenClip) -> int:

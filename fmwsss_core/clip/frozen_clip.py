@@ -24,6 +24,7 @@ from fmwsss.core.clip.last_block import (
     split_heads,
 )
 from fmwsss.core.clip.prefix_tree import TokenTree
+from fmwsss.core.errors import InputError
 
 # Of how many last blocks the attention is averaged (M2.2).
 NUM_ATTENTION_BLOCKS = 8
@@ -161,7 +162,7 @@ class FrozenClip(nn.Module):
         """
         visual = self._visual
         if any(side % self.patch_size for side in pixels.shape[-2:]):
-            raise ValueError(f"image sides {tuple(pixels.shape[-2:])} are not multiples of the patch {self.patch_size}")
+            raise InputError(f"image sides {tuple(pixels.shape[-2:])} are not multiples of the patch {self.patch_size}")
         patches = visual.conv1(pixels)
         grid = (int(patches.shape[2]), int(patches.shape[3]))
         class_token = visual.class_embedding.expand(len(patches), 1, -1)
@@ -170,7 +171,7 @@ class FrozenClip(nn.Module):
 
         blocks = visual.transformer.resblocks
         if any(not 0 <= index < len(blocks) - 1 for index in blocks_kept):
-            raise ValueError(
+            raise InputError(
                 f"blocks {sorted(blocks_kept)} are to be kept of {len(blocks)}, of which the last is not run"
             )
         first_averaged = max(0, len(blocks) - num_attention_blocks)
@@ -236,9 +237,9 @@ class FrozenClip(nn.Module):
         for row, text in enumerate(texts):
             tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
             if len(tokens) > length:
-                raise ValueError(f"the prompt {text!r} has {len(tokens)} tokens; this CLIP reads at most {length}")
+                raise InputError(f"the prompt {text!r} has {len(tokens)} tokens; this CLIP reads at most {length}")
             if max(tokens) >= num_words:
-                raise ValueError(f"this CLIP knows {num_words} tokens, too few for CLIP's tokenizer")
+                raise InputError(f"this CLIP knows {num_words} tokens, too few for CLIP's tokenizer")
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids.to(self.device)
 
@@ -293,27 +294,27 @@ def _check_supported(model: CLIP | CustomTextCLIP) -> None:
     text = _text_tower(model)
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
     if not blocks or not hasattr(visual, "class_embedding"):
-        raise ValueError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
+        raise InputError(f"CLIP's image tower is a {type(visual).__name__}; a VisionTransformer of open_clip is needed")
     if any(not isinstance(block.attn, nn.MultiheadAttention) for block in blocks):
-        raise ValueError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
+        raise InputError("CLIP's image tower has attention of its own kind; plain multi-head attention is needed")
     text_blocks = getattr(getattr(text, "transformer", None), "resblocks", None)
     if not text_blocks:
-        raise ValueError(f"CLIP's text tower is a {type(text).__name__}; a TextTransformer of open_clip is needed")
+        raise InputError(f"CLIP's text tower is a {type(text).__name__}; a TextTransformer of open_clip is needed")
     if any(not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in text_blocks):
-        raise ValueError("CLIP's text tower has attention of its own kind; plain multi-head attention is needed")
+        raise InputError("CLIP's text tower has attention of its own kind; plain multi-head attention is needed")
     if visual.attn_pool is not None or visual.proj is None:
-        raise ValueError(
+        raise InputError(
             "CLIP's image tower pools by attention or has no projection; mean pooling is not defined on it"
         )
     if visual.patch_size[0] != visual.patch_size[1]:
-        raise ValueError(
+        raise InputError(
             f"CLIP's patches are {visual.patch_size[0]} x {visual.patch_size[1]} pixels; squares are needed"
         )
     pool_type = text.pool_type if isinstance(model, CustomTextCLIP) else model.text_pool_type
     if text.attn_mask is None or pool_type not in ("argmax", "eos"):
-        raise ValueError("CLIP's text tower is not causal with its embedding at the end-of-text token")
+        raise InputError("CLIP's text tower is not causal with its embedding at the end-of-text token")
     if text.text_projection is None or getattr(text, "cls_emb", None) is not None:
-        raise ValueError("CLIP's text tower has a class token or no projection; an embedding at its end is needed")
+        raise InputError("CLIP's text tower has a class token or no projection; an embedding at its end is needed")
 
 
 def _attend_in_tree(block: Any, x: Tensor, tree: TokenTree) -> Tensor:

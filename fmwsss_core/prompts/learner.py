@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.clip.prefix_tree import token_tree
+from fmwsss.core.errors import InputError
 from fmwsss.core.prompts.defaults import INIT_STD, NUM_BACKGROUNDS, NUM_CONTEXT
 from fmwsss.core.vocabulary import HANDMADE_TEMPLATE, Vocabulary
 
@@ -67,7 +68,7 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         if num_context < 1 or num_backgrounds < 0:
-            raise ValueError(
+            raise InputError(
                 f"num_context {num_context} must be at least 1, num_backgrounds {num_backgrounds} at least 0"
             )
         for option, value, choices in (
@@ -76,7 +77,7 @@ class PromptLearner(nn.Module):
             ("backgrounds", backgrounds, get_args(Backgrounds)),
         ):
             if value not in choices:
-                raise ValueError(f"{option} is {value!r}; it can be {' or '.join(choices)}")
+                raise InputError(f"{option} is {value!r}; it can be {' or '.join(choices)}")
         self._clip = (clip,)  # in a tuple, so that torch does not count it as a part of this module
         self.vocabulary = vocabulary
         if backgrounds == "named":
@@ -165,7 +166,7 @@ class PromptLearner(nn.Module):
         for key, here in _belongs_to(clip, vocabulary).items():
             if saved.get(key) != here:
                 names = (saved.get(_CLIP_NAME, ""), clip.name) if key == "clip" else ("", "")
-                raise ValueError(f"these prompts were trained with {_difference(key, saved.get(key), here, names)}")
+                raise InputError(f"these prompts were trained with {_difference(key, saved.get(key), here, names)}")
         learner = cls(clip, vocabulary, **{key: saved[key] for key in _SETTINGS})
         with torch.no_grad():
             learner.context.copy_(load(data)["context"])
@@ -262,7 +263,7 @@ def _read_metadata(data: bytes) -> dict[str, Any]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return json.loads(header["__metadata__"][_METADATA_KEY])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("this is not a file of saved prompts") from error
+        raise InputError("this is not a file of saved prompts") from error
 
 
 def _difference(key: str, saved: Any, here: Any, names: tuple[str, str]) -> str:

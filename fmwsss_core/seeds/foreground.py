@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 from scipy import optimize
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.superpixels.masks import Superpixels
 
 NUM_FOLDS = 5
@@ -110,7 +111,7 @@ def fit_foreground(
     """
     target = margins > 0
     if target.all() or not target.any():
-        raise ValueError(f"all {len(target)} superpixels are {'foreground' if target.any() else 'background'}")
+        raise InputError(f"all {len(target)} superpixels are {'foreground' if target.any() else 'background'}")
     values = features.astype(np.float64)
     mean, std = values.mean(axis=0), values.std(axis=0) + _TINY
     scaled = (values - mean) / std

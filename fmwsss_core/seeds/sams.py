@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16, Int32, UInt8
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.foreground import rescore
@@ -358,11 +359,11 @@ def _check(
     cams: Float32[np.ndarray, "present grid_height grid_width"], class_indices: Sequence[int], name: str, power: float
 ) -> None:
     if not power > 0:
-        raise ValueError(f"{name} must be larger than 0, got {power}.")
+        raise InputError(f"{name} must be larger than 0, got {power}.")
     if len(class_indices) != len(cams):
-        raise ValueError(f"There are {len(cams)} class activation maps for {len(class_indices)} class indices.")
+        raise InputError(f"There are {len(cams)} class activation maps for {len(class_indices)} class indices.")
     if len(set(class_indices)) != len(class_indices) or not all(1 <= index <= 254 for index in class_indices):
-        raise ValueError(f"Class indices must be distinct and between 1 and 254, got {list(class_indices)}.")
+        raise InputError(f"Class indices must be distinct and between 1 and 254, got {list(class_indices)}.")
     for index, values in zip(class_indices, cams, strict=True):
         if not np.isfinite(values).all():
-            raise ValueError(f"The class activation map of class {index} holds a value that is not finite.")
+            raise InputError(f"The class activation map of class {index} holds a value that is not finite.")

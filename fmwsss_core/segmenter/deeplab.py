@@ -17,6 +17,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.segmenter.base import Segmenter, pixel_loss, pixel_weights
 
 RESNETS = {"resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -44,7 +45,7 @@ class DeepLabV3Plus(Segmenter):
         super().__init__(num_classes, size_divisor=8)
         depths = RESNETS.get(resnet.removesuffix(DEEP_STEM))
         if depths is None:
-            raise ValueError(f"there is no {resnet!r}; there are {', '.join(RESNETS)}, and each with {DEEP_STEM!r}")
+            raise InputError(f"there is no {resnet!r}; there are {', '.join(RESNETS)}, and each with {DEEP_STEM!r}")
         with torch.random.fork_rng():
             torch.manual_seed(random_seed)
             body = ResNet(Bottleneck, list(depths), replace_stride_with_dilation=[False, True, True])

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.errors import InputError
 from fmwsss.core.segmenter.base import Segmenter
 from fmwsss.core.segmenter.clip_backbone import ClipBackbone, map_strides
 from fmwsss.core.segmenter.mask_criterion import (
@@ -121,11 +122,11 @@ def new_mask2former(
     try:
         parts = AutoConfig.for_model(kind)
     except ValueError:
-        raise ValueError(f"transformers has no backbone of type {kind!r}; swin and resnet are two it has") from None
+        raise InputError(f"transformers has no backbone of type {kind!r}; swin and resnet are two it has") from None
     known, known_options = parts.to_dict(), Mask2FormerConfig().to_dict()
     unknown = [key for key in backbone if key not in known] + [key for key in options if key not in known_options]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no setting of a {kind} backbone or of a Mask2Former")
+        raise InputError(f"{unknown[0]!r} is no setting of a {kind} backbone or of a Mask2Former")
     given = {**backbone, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
     own = AutoConfig.for_model(kind, **{key: value for key, value in given.items() if key != "model_type"})
     labels = dict(enumerate(class_names))

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.resize import upsample
 from fmwsss.core.seeds.dense_crf import dense_crf
 from fmwsss.core.seeds.sams import BestTwo, Seed, class_scores, margin, missing_classes, paint
@@ -57,12 +58,12 @@ def refine_labels(
             activation map for each of `mapped`.
     """
     if not alpha > 0:
-        raise ValueError(f"alpha must be larger than 0, got {alpha}.")
+        raise InputError(f"alpha must be larger than 0, got {alpha}.")
     if len(probabilities) != 1 + len(class_indices):
-        raise ValueError(f"There are {len(probabilities)} maps for the background and {len(class_indices)} classes.")
+        raise InputError(f"There are {len(probabilities)} maps for the background and {len(class_indices)} classes.")
     num_cams = 0 if cams is None else len(cams)
     if num_cams != len(mapped) or not set(mapped) <= set(class_indices):
-        raise ValueError(f"There are {num_cams} class activation maps for {list(mapped)} of {list(class_indices)}.")
+        raise InputError(f"There are {num_cams} class activation maps for {list(mapped)} of {list(class_indices)}.")
     size = superpixels.height_px, superpixels.width_px
     best = BestTwo(size[0] * size[1])
 

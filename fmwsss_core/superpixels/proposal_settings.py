@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fmwsss.core.errors import InputError
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -50,21 +52,21 @@ class ProposalSettings:
     def __post_init__(self) -> None:
         for name in ("points_per_side", "crop_downscale"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.points_per_batch is not None and self.points_per_batch < 1:
-            raise ValueError(f"points_per_batch must be at least 1, or None, got {self.points_per_batch}.")
+            raise InputError(f"points_per_batch must be at least 1, or None, got {self.points_per_batch}.")
         for name in ("stability_offset", "crop_layers", "min_region_area_px", "whole_bonus", "whole_priority"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in ("predicted_iou_threshold", "stability_threshold", "box_nms_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
+                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
         if self.occupation_threshold is not None and not 0 < self.occupation_threshold <= 1:
-            raise ValueError(
+            raise InputError(
                 f"occupation_threshold must be above 0 and at most 1, or None, got {self.occupation_threshold}."
             )
         if self.points_in_layer(self.crop_layers) < 1:
-            raise ValueError(
+            raise InputError(
                 f"points_per_side {self.points_per_side} leaves no point for crop layer {self.crop_layers} "
                 f"at crop_downscale {self.crop_downscale}."
             )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.errors import InputError
 from fmwsss.core.superpixels.mask_upscaling import Enlarger
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.postprocess import WHOLE, Detections, finish, pack_masks
@@ -119,7 +120,7 @@ def decode_crops(
         ValueError: see `propose`.
     """
     if sam.mask_decoder.num_multimask_outputs != NUM_LEVELS:
-        raise ValueError(
+        raise InputError(
             f"This SAM gives {sam.mask_decoder.num_multimask_outputs} masks for a prompt; "
             "proposals need 3 (sub-part, part, whole)."
         )

@@ -102,7 +102,7 @@ def _storage() -> Iterator[tuple[str, str]]:
     known = len(list(cache.glob("*"))) if cache.exists() else 0
     yield "has", f"{known} files of weights in {cache}"
     names = [name for name in AWS_NAMES if os.environ.get(name)]
-    profile = (Path.home() / ".aws" / "credentials").exists() or (Path.home() / ".aws" / "config").exists()
+    profile = any(Path(os.path.expanduser(f"~/.aws/{name}")).exists() for name in ("credentials", "config"))
     if names or profile:
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
         where = f"; the endpoint is {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
@@ -141,5 +141,5 @@ def _cluster(address: str | None) -> Iterator[tuple[str, str]]:
             for node in nodes if len(nodes) > 1 else ():
                 own = {key: value for key, value in node["Resources"].items() if key in ("CPU", "GPU")}
                 yield "has", f"node {node['NodeManagerAddress']}: " + ", ".join(f"{own[key]:g} {key}" for key in own)
-    except (SessionError, RuntimeError, OSError) as error:
+    except SessionError as error:
         yield "LACKS", f"Ray: {' '.join(str(error).split())}"

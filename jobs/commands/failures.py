@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmwsss.cluster.storage.ledger import Run, home_of
+from fmwsss.core.errors import InputError
 
 LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
 
@@ -33,7 +34,9 @@ def show(run: Run, stage: str | None = None) -> None:
     manifest = run.manifest()  # predictions, a run in a run, have none
     names = manifest["stages"] if manifest is not None else [stage]
     if stage is not None and not any(f"{name}/".startswith(f"{stage}/") for name in names):
-        raise ValueError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(names)}")
+        raise InputError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(names)}")
+    if manifest is None and not rows and not run.folder.list("images/"):
+        raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
     if not rows:
         print(f"no failures in {stage or 'any stage'} of {run.folder.url}")
         return

@@ -23,6 +23,7 @@ from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.train_job import plan_training
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.core.errors import FmwsssError
 from fmwsss.jobs.commands import plan_checks as checks
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.readers.base import Source
@@ -69,7 +70,7 @@ def run(config: RunConfig, num_images: int) -> bool:
     def attempt(name: str, look: Callable[[], str]) -> bool:
         try:
             print(f"ok   {name}: {look()}", flush=True)
-        except (ValueError, RuntimeError, OSError) as error:
+        except FmwsssError as error:
             line = " ".join(str(error).split())
             problems.append(line)
             print(f"NO   {name}: {line}", flush=True)

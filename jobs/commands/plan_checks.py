@@ -15,6 +15,7 @@ from typing import Any
 from fmwsss.cluster.models.loaders import check
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.storage.folder import Folder
+from fmwsss.core.errors import FmwsssError, InputError
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images import digest, ingest
@@ -36,7 +37,7 @@ def folder(run_folder: Folder) -> str:
     began_s = time.monotonic()
     run_folder.write(name, b"a run was planned here")
     if run_folder.read(name) != b"a run was planned here" or name not in run_folder.list("_plan/"):
-        raise ValueError(f"{run_folder.url} does not give back what was written")
+        raise InputError(f"{run_folder.url} does not give back what was written")
     run_folder.delete([name])
     milliseconds = 1000 * (time.monotonic() - began_s) / 4
     remove_empty(run_folder, is_new)
@@ -72,7 +73,7 @@ def segmenter(config: RunConfig) -> str:
         if not source.problem
     ]
     if not usable:
-        raise ValueError("segmenter.validation: none of its images can be used")
+        raise InputError("segmenter.validation: none of its images can be used")
     return f"engine {engine}, {len(usable)} validation images"
 
 
@@ -131,7 +132,7 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
     def look(source: Source) -> dict[str, Any] | str:
         try:
             return image_row(source.__dict__, reading)
-        except ValueError as error:
+        except FmwsssError as error:
             return f"{source.image_id}: {error}"
 
     with ThreadPoolExecutor(8) as pool:
@@ -140,7 +141,7 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
     bad = [row for row in rows if isinstance(row, str)]
     few = "; ".join(bad[:NUM_EXAMPLES])
     if not good:
-        raise ValueError(f"of {len(sample)} images that were read none can be used: {few}")
+        raise InputError(f"of {len(sample)} images that were read none can be used: {few}")
     for line in digest.of_rows(good, vocabulary.classes)[-5:]:
         print(f"     of the sample: {line}", flush=True)
     _demand_few(config, len(bad), len(sample), f"of a sample can't be used: {few}")
@@ -152,7 +153,7 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 
 def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> None:
     if num_bad and (num_bad == num_all or num_bad > config.max_failures * num_all):
-        raise ValueError(f"{num_bad} of {num_all} images {what} (max_failures: {100 * config.max_failures:g} %)")
+        raise InputError(f"{num_bad} of {num_all} images {what} (max_failures: {100 * config.max_failures:g} %)")
 
 
 def space(config: RunConfig, num_bytes: float) -> str:
@@ -164,5 +165,5 @@ def space(config: RunConfig, num_bytes: float) -> str:
     place = next(path for path in [Path(folder.url), *Path(folder.url).parents] if path.exists())
     free = shutil.disk_usage(place).free
     if free < num_bytes:
-        raise ValueError(f"{needed}, and {folder.url} has {free / 2**30:.2f} GiB left")
+        raise InputError(f"{needed}, and {folder.url} has {free / 2**30:.2f} GiB left")
     return f"{needed}, {free / 2**30:.1f} GiB are free"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fmwsss.cluster.storage.driver_lock import SILENT_S, is_gone, read_claims
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.errors import InputError
 from fmwsss.jobs.commands.failures import failures_of
 
 LINE_WIDTH = 120  # of a log or a pipe
@@ -29,7 +30,7 @@ def gather(run: Run) -> dict[str, Any]:
     """
     manifest = run.manifest()
     if manifest is None:
-        raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
+        raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
     driver = _driver(run)
     working = driver.pop("progress")
     begun = run.stages()

@@ -17,6 +17,7 @@ from fmwsss.core.class_maps.clip_maps import map_classes
 from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.sources import build
 from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.errors import InputError
 from fmwsss.core.images import decode_rgb
 from fmwsss.core.overlays import with_labels, with_map, with_superpixels
 from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
@@ -50,14 +51,14 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     vocabulary = config.resolve_vocabulary()
     indices = sorted({vocabulary.index(label) for label in labels})
     if not indices:
-        raise ValueError("--labels names no class")
+        raise InputError("--labels names no class")
     try:
         data = Path(image_path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{image_path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{image_path} cannot be read: {error.strerror}") from None
     image = decode_rgb(data, config.limits.max_pixels)
     if not Path(output).parent.is_dir():
-        raise ValueError(f"{output} cannot be written: no folder {Path(output).parent}")
+        raise InputError(f"{output} cannot be written: no folder {Path(output).parent}")
 
     section = config.seeds.fine
     maps, prompts = _maps(config, image, indices, Path(image_path).stem)
@@ -73,7 +74,7 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     try:
         Path(output).write_bytes(contact_sheet(panels))
     except OSError as error:
-        raise ValueError(f"{output} cannot be written: {error.strerror}") from None
+        raise InputError(f"{output} cannot be written: {error.strerror}") from None
     shares = [f"{name} {np.mean(seed.labels == index):.0%}" for name, index in zip(names, indices, strict=True)]
     missing = [vocabulary.classes[index - 1] for index in seed.missing]
     return [

@@ -13,6 +13,7 @@ from fmwsss.cluster.storage.ledger import INPUTS, NUM_READERS, RECEIPT, Run
 from fmwsss.cluster.storage.parquet import parse_table
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.storage.storage_errors import DamagedFile
+from fmwsss.core.errors import InputError
 
 PNG_COLUMNS = ("seed", "labels")  # whichever a table has is what its PNGs hold too
 
@@ -41,7 +42,7 @@ class Damage:
 def run_command(run: Run, is_mended: bool) -> bool:
     """Prints what is damaged, and mends it if that is asked for; whether nothing was."""
     if run.manifest() is None:
-        raise ValueError(f"there is no run at {run.folder.url}: it has no manifest.json")
+        raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
     with contextlib.ExitStack() as stack:
         if is_mended:
             claim = stack.enter_context(hold(run.folder, lambda: None))

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.redaction import has_secret, redacted
+from fmwsss.core.errors import InputError
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.run_file import laid_over, method_of, read_run_file
 from fmwsss.jobs.config.yaml_text import ConfigError, read_yaml
@@ -204,12 +205,12 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     """
     manifest = run.manifest()
     if manifest is None:
-        raise ValueError(f"there is no run at {redacted(run.folder.url)}: it has no manifest.json")
+        raise InputError(f"there is no run at {redacted(run.folder.url)}: it has no manifest.json")
     told = manifest.get("config") if isinstance(manifest, dict) else None
     if not isinstance(told, dict):
-        raise ValueError(f"{run.folder.url}/manifest.json is damaged: it has no settings")
+        raise InputError(f"{run.folder.url}/manifest.json is damaged: it has no settings")
     if "cluster" in told:
-        raise ValueError(
+        raise InputError(
             f"{run.folder.url}/manifest.json has settings of a cluster, which ours never have: what it names is not "
             "connected to. Take them out, and say where to run by an override such as cluster.address=HOST:PORT"
         )
@@ -218,11 +219,11 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     sections = {"clip": config.clip, "sam": config.sam, "segmenter": config.segmenter}
     theirs = [name for name, section in sections.items() if section is not None and section.factory]
     if any(not {name, f"{name}.factory"} & ours for name in theirs):
-        raise ValueError(f"a model of this run comes from a factory; {_SAY_WHICH}")
+        raise InputError(f"a model of this run comes from a factory; {_SAY_WHICH}")
     for key, section in sections.items():
         weights = getattr(section, "weights", None)
         if weights and "://" in weights and not ours & {key, f"{key}.weights"}:
-            raise ValueError(
+            raise InputError(
                 f"the manifest of this run names weights at an address, {weights}: they are fetched only if you say "
                 f"so, by {key}.weights=... among the settings; or {_SAY_WHICH}"
             )

@@ -7,6 +7,7 @@ every stage that depends on the model, and whoever opens the weights, on any mac
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fmwsss.cluster.models.loaders import check, factory_sha256
 from fmwsss.cluster.models.segmenters import WEIGHTS_FILE
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.models.weights import file_sha256, weights_file
+from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.ledger import INPUTS, Run
 from fmwsss.jobs.config.base import Section
 from fmwsss.jobs.config.run import RunConfig
@@ -66,7 +68,7 @@ def pin_segmenter(config: RunConfig, models: Models) -> RunConfig:
     elif "://" in section.weights:  # a folder of an object store: too much to be read at every start
         return config
     else:
-        path = Path(section.weights).expanduser() / WEIGHTS_FILE
+        path = Path(os.path.expanduser(section.weights)) / WEIGHTS_FILE
     try:
         read_checkpoint(path, with_values=False)
     except OSError:
@@ -92,7 +94,7 @@ def adopt_weights(run: Run, stages: Iterable[str], recorded: Mapping[str, Any], 
     unknown = set()
     for stage in stages:
         folder = run.folder.child(stage)
-        inputs: dict[str, Any] = json.loads(folder.read(INPUTS))
+        inputs: dict[str, Any] = read_json(folder, INPUTS)
         bare = [role for role in models if isinstance(inputs.get(role), dict) and not inputs[role].get(_SUM_OF[role])]
         for role in bare:
             was = recorded.get(role, {}).get("sha256")

@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from fmwsss.cluster.storage.redaction import redacted
+from fmwsss.core.errors import InputError
 
 # Far above any run file, and far below what takes seconds to read; every use of an alias counts.
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1 << 18, 10_000, 20
 _TOO_MUCH = "is no YAML of a run file:"
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A run file that cannot be used; one line per mistake."""
 
 

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from fmwsss.cluster.models.segmenters import load_segmenter
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.errors import InputError
 from fmwsss.core.segmenter.base import Segmenter
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.segmenter.trained import segmenter_spec, trained_folder
@@ -45,7 +46,7 @@ def export(config: RunConfig, run: Run, height_px: int, width_px: int) -> str:
     segmenter = load_segmenter(folder, spec).cpu()
     divisor = segmenter.size_divisor
     if height_px % divisor or width_px % divisor:
-        raise ValueError(f"the sides of --size are multiples of {divisor} for this network, not {height_px}x{width_px}")
+        raise InputError(f"the sides of --size are multiples of {divisor} for this network, not {height_px}x{width_px}")
     images = torch.zeros(1, 3, height_px, width_px, dtype=torch.uint8)
     with torch.no_grad():  # all around: a switch in the middle of the network would become a part of the program
         whole = torch.export.export(_Scores(segmenter), (images,), strict=False)

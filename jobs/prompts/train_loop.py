@@ -17,6 +17,7 @@ from fmwsss.cluster.storage.ledger import PROMPTS_FILE
 from fmwsss.cluster.telemetry.tensorboard import EventLog, peak_memory_bytes
 from fmwsss.core.adaptive_batch import FittingBatch
 from fmwsss.core.clip.frozen_clip import FrozenClip
+from fmwsss.core.errors import InputError
 from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.core.prompts.objective import learning_rate, make_optimizer
 from fmwsss.jobs.prompts.learn_job import LearnJob, snapshot_file
@@ -69,7 +70,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             of_logits, of_maps = sum_numbers([float(classification), float(cam)], num_workers, clip.device)
             total = section.classification_weight * of_logits + section.cam_weight * of_maps
             if not math.isfinite(total):
-                raise ValueError(
+                raise InputError(
                     f"the loss of {job.stage} is {total} at iteration {iteration}; lower its learning_rate"
                 )
             if witness is None:

@@ -16,8 +16,10 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
+from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.ledger import Run, home_of
 from fmwsss.cluster.telemetry.progress import StageProgress
+from fmwsss.core.errors import InputError
 from fmwsss.core.images import decode_label_png
 from fmwsss.core.labels import IGNORE
 from fmwsss.core.metrics import boundary_counts, boundary_iou, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
@@ -124,7 +126,7 @@ def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     metrics = _judge_rows(config, run, stages, ["images", "seeds/coarse", "seeds/fine"])
     validation = run.folder.child("predictions/validation/reports")
     if config.segmenter and config.segmenter.validation and validation.exists(METRICS_FILE):
-        judged = json.loads(validation.read(METRICS_FILE))
+        judged = read_json(validation, METRICS_FILE)
         metrics["rows"] += [{**row, "name": f"validation: {row['name']}"} for row in judged["rows"]]
     return _write(run, metrics)
 
@@ -233,7 +235,7 @@ def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[R
                     counts[i, : len(made)] += [confusion_matrix(own, truth, num_classes) for own in made]
                     boundaries[i] += boundary_counts(made[0], truth, num_classes)
                     num_judged[i] += 1
-        except ValueError as error:
+        except InputError as error:
             failures.append(f"{image['image_id']}: {error}")
     result = {
         "part": part,

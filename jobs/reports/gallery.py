@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jinja2
 import numpy as np
 import ray
 
+from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.labels import PALETTE
@@ -77,16 +77,16 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]], learne
         chosen: part and id of the images that are shown.
         learned: the stages that learned something, in their order.
     """
-    metrics = json.loads(run.folder.child(STAGE).read(METRICS_FILE))
+    metrics = read_json(run.folder.child(STAGE), METRICS_FILE)
     vocabulary = config.resolve_vocabulary()
     cards = []
     for part in sorted({part for part, _ in chosen}):
         wanted = {image_id for other, image_id in chosen if other == part}
         cards += _cards(run, part, wanted, vocabulary, MAPS_COLUMN[config.seeds.fine.maps])
     cards.sort(key=lambda card: (-card["uncertainty"], card["image_id"]))
-    template = importlib.resources.files("fmwsss.jobs.reports").joinpath("templates/report.html").read_text()
+    page = importlib.resources.files("fmwsss.jobs.reports") / "templates/report.html"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return environment.from_string(page.read_text(encoding="utf-8")).render(
         title=run.folder.url.rstrip("/").rpartition("/")[2],
         metrics=metrics,
         table=[table_cells(row) for row in metrics["rows"]],
@@ -144,7 +144,7 @@ def _colour(class_index: int) -> str:
 
 def _curve(run: Run, stage: str) -> dict[str, Any]:
     """The loss of a stage as the points of a line in a box of 100 by 100."""
-    history = json.loads(run.folder.child(stage).read(HISTORY_FILE))
+    history = read_json(run.folder.child(stage), HISTORY_FILE)
     losses = np.array([entry["loss"] for entry in history])
     bins = np.array_split(losses, min(CURVE_POINTS, len(losses)))
     means = np.array([part.mean() for part in bins])

@@ -13,6 +13,7 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.class_maps.given_maps import given_maps, read_arrays
 from fmwsss.core.class_maps.maps import ClassMaps, mixed
+from fmwsss.core.errors import InputError
 from fmwsss.core.schemas import GIVEN_PAYLOAD, MAPS_PAYLOAD, maps_from_bytes, maps_row, maps_to_bytes
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.class_maps import GivenSource
@@ -39,26 +40,26 @@ def read_given(
     if source.format == "parquet":
         name = f"{folder.url}, image {image_id}"
         if image_id not in rows:
-            raise ValueError(f"{name}: no Parquet file there has a row of it")
+            raise InputError(f"{name}: no Parquet file there has a row of it")
         content = _content_of(rows[image_id], source.column, name)
     else:
         file = f"{image_id}.{source.format}"
         name = f"{folder.url}/{file}"
         if not folder.exists(file):
-            raise ValueError(f"{name}: no such file of class maps")
+            raise InputError(f"{name}: no such file of class maps")
         try:
             content = read_arrays(folder.read(file))
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
     try:
         return given_maps(content, class_names, vocabulary, source.first_key)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
 
 
 def _content_of(row: Mapping[str, Any], column: str, name: str) -> dict[str, Any]:
     if row[column] is None:
-        raise ValueError(f"{name}: it has no {column}")
+        raise InputError(f"{name}: it has no {column}")
     shape = (len(row["classes"]), row["grid_height"], row["grid_width"])
     return {"keys": np.array(row["classes"], dtype=str), "maps": maps_from_bytes(row[column], *shape)}
 

@@ -34,6 +34,7 @@ from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files, spe
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.seal import sealed, unsealed
 from fmwsss.cluster.telemetry.tensorboard import EventLog
+from fmwsss.core.errors import InputError
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.segmenter.base import Segmenter
 from fmwsss.core.segmenter.inference import probabilities
@@ -210,7 +211,7 @@ def make_trainer(job: TrainJob, board: Any, output: str) -> DefaultTrainer:
     """
     section = job.section
     if section.micro_batches > 1:
-        raise ValueError("segmenter.micro_batches: detectron2 has no gradient accumulation; use `engine: ray`")
+        raise InputError("segmenter.micro_batches: detectron2 has no gradient accumulation; use `engine: ray`")
     crops = _Crops(job)
 
     class Trainer(DefaultTrainer):

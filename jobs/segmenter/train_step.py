@@ -11,6 +11,7 @@ import torch
 
 from fmwsss.cluster.models.segmenters import segmenter_files
 from fmwsss.cluster.telemetry.tensorboard import EventLog
+from fmwsss.core.errors import InputError
 from fmwsss.core.segmenter.base import Segmenter
 from fmwsss.core.segmenter.optimizer import poly_factor
 from fmwsss.jobs.run_layout import LAST
@@ -44,7 +45,7 @@ def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[st
     """
     total = sum(parts.values())
     if not math.isfinite(total):
-        raise ValueError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower segmenter.learning_rate")
+        raise InputError(f"the loss of {job.stage} is {total} at iteration {iteration}; lower segmenter.learning_rate")
     schedule = (job.section.power, job.section.warmup_iterations, job.section.rate_floor)
     factor = poly_factor(iteration, job.num_iterations, *schedule)
     return {"iteration": iteration, "learning_rate": job.section.learning_rate * factor, "loss": total, **parts}

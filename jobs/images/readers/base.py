@@ -9,13 +9,15 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
+from fmwsss.core.errors import InputError
+
 # One name of a file: letters, digits, `.`, `_` and `-`; anything else is escaped as in a URL, `%2F` for a slash.
 IMAGE_ID = re.compile(r"(?!\.)(?:[A-Za-z0-9._-]|%[0-9A-F]{2})+")
 MAX_ID_LENGTH = 240  # `<id>.png` must be a file name
 NUM_EXAMPLES = 3  # of what is told with a count
 
 
-class DatasetError(ValueError):
+class DatasetError(InputError):
     """A dataset, or one image of it, that can't be used as it is; one line."""
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
+from fmwsss.core.errors import InputError
+
 PIECE_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20
 _SPACES = " \t\r\n"
@@ -78,7 +80,7 @@ class JsonStream:
                     break
             except ValueError:
                 if self._is_end or len(self._text) - self._at > MAX_RECORD_BYTES:
-                    raise ValueError(f"it is no JSON from byte {self._offset + self._at} on") from None
+                    raise InputError(f"it is no JSON from byte {self._offset + self._at} on") from None
             self._more()
         begin, self._at = self._at, end
         return value, self._offset + begin, end - begin
@@ -90,12 +92,12 @@ class JsonStream:
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._is_end:
-                raise ValueError("it ends too early")
+                raise InputError("it ends too early")
             self._more()
 
     def _demand(self, mark: str) -> None:
         if self._peek() != mark:
-            raise ValueError(f"it is no JSON at byte {self._offset + self._at}")
+            raise InputError(f"it is no JSON at byte {self._offset + self._at}")
         self._at += 1
 
     def _more(self) -> None:

@@ -64,7 +64,7 @@ def test_given_maps_are_found_by_id_and_a_missing_one_fails_alone(tmp_path: Path
     found = maps_from_bytes(a["cam"], 2, a["grid_height"], a["grid_width"])
     np.testing.assert_allclose(found, expected[[("fish", "car").index(name) for name in order]], atol=5e-4)
     assert a["refined_cam"] is None
-    assert b["failure"]["error_type"] == "ValueError"
+    assert b["failure"]["error_type"] == "InputError"
     assert str(tmp_path) in b["failure"]["message"]
     assert "b" in b["failure"]["message"]
     assert (c["failure"], c["classes"], c["cam"]) == (None, [], b"")
