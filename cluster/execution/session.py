@@ -120,7 +120,7 @@ def _advice(error: Exception) -> str:
     text = str(error)
     if "AF_UNIX" in text:
         return "; give Ray a shorter folder by RAY_TMPDIR, such as /tmp"
-    if isinstance(error, PermissionError) or "ermission denied" in text:
+    if isinstance(error, PermissionError | FileNotFoundError) or "ermission denied" in text:
         return "; give Ray a folder that can be written by RAY_TMPDIR"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "; make room there, or give Ray another folder by RAY_TMPDIR"
