@@ -62,12 +62,14 @@ def softmax_gradcam(
         logit_scale: the CLIP's.
         foreground: L2-normalised text embeddings of the F classes.
         background: L2-normalised text embeddings of the background prompts; may be none.
-        present: which classes each image shows. An image without any gives no row.
+        present: which classes each image shows. An image without any gives no row. Best on the host: which rows there
+            are is then known without waiting for a device.
     """
+    image, class_index = (index.to(block.embedding.device, non_blocking=True) for index in present.nonzero().unbind(1))
+    present = present.to(block.embedding.device, non_blocking=True)
     logits = logit_scale * block.embedding @ foreground.T
     scores = class_scores(logits, logit_scale * block.embedding @ background.T, present)
 
-    image, class_index = present.nonzero(as_tuple=True)
     # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of
     # two almost equal vectors would lose its digits.
     rivals = scores[image].scatter(1, class_index[:, None], 0)

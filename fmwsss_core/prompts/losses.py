@@ -31,10 +31,12 @@ def multi_label_contrastive(
         mean_over: `batch` all its pairs (the authors), `image` the pairs of each image first, then the images that have
             one (the paper).
     """
+    # Where `present` is: on the host, nothing waits for the device of the logits.
     counted = counted_pairs(present)
-    image, column = counted.nonzero(as_tuple=True)
+    image, column = (index.to(logits.device, non_blocking=True) for index in counted.nonzero().unbind(1))
     if len(image) == 0:
         return logits.sum() * 0
+    counted, present = (each.to(logits.device, non_blocking=True) for each in (counted, present))
     positive = logits[image, column]
     negative = logits[image].masked_fill(present[image], -torch.inf).logsumexp(dim=1)
     cost = torch.logaddexp(positive, negative) - positive
@@ -52,7 +54,7 @@ def binary_cross_entropy(
     logits: Float[Tensor, "batch classes"], present: Bool[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     """The baseline (M4): binary cross-entropy of sigmoid(Y), mean over images and classes."""
-    return functional.binary_cross_entropy_with_logits(logits, present.to(logits))
+    return functional.binary_cross_entropy_with_logits(logits, present.to(logits, non_blocking=True))
 
 
 def cam_activation(
@@ -61,6 +63,7 @@ def cam_activation(
     image: Int[Tensor, "rows"],
     class_index: Int[Tensor, "rows"],
     *,
+    rows: Int[Tensor, "counted"] | None = None,
     is_relative: bool = False,
     is_rectified: bool = False,
     mean_over: MeanOver = "batch",
@@ -77,6 +80,7 @@ def cam_activation(
         labels: 0 background, 1..F classes, 255 ignore.
         image: label map of each row.
         class_index: foreground column of each row, 0-based: its pixels are labelled class_index + 1.
+        rows: those that count, where they are known; else the device of the labels is waited for.
         is_relative: divide each map by its largest absolute value first, held fixed. Raw maps are as small as a mean
             over tokens of the gradient of another, and their loss is then nothing beside one on the logits.
         is_rectified: negative values of the upsampled maps are 0 first, as the paper has it; the authors' are raw.
@@ -84,7 +88,7 @@ def cam_activation(
             `image` divides the sum over the rows of each image by rows x height x width, and takes the mean of the
             images that count (the paper).
     """
-    counted = _labelled_rows(cam_maps, labels, image, class_index)
+    counted = _labelled_rows(cam_maps, labels, image, class_index, rows)
     if counted is None:
         return cam_maps.sum() * 0
     cam, on_class, valid, owner = counted
@@ -96,7 +100,9 @@ def cam_activation(
         cost = cost / cam.detach().abs().amax(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_SCALE)
     if mean_over == "batch":
         return cost.sum() / valid.sum()
-    num_rows = owner.bincount(minlength=len(labels))
+    # Not `bincount`, which waits for the device.
+    num_rows = torch.zeros(len(labels), dtype=torch.int64, device=owner.device)
+    num_rows.scatter_add_(0, owner, torch.ones_like(owner))
     return (cost.mean(dim=(1, 2)) / num_rows[owner]).sum() / (num_rows > 0).sum()
 
 
@@ -105,13 +111,15 @@ def pixel_cross_entropy(
     labels: UInt8[Tensor, "batch height width"] | Int[Tensor, "batch height width"],
     image: Int[Tensor, "rows"],
     class_index: Int[Tensor, "rows"],
+    *,
+    rows: Int[Tensor, "counted"] | None = None,
 ) -> Float[Tensor, ""]:
     """The baseline of `cam_activation` (M4): binary cross-entropy of sigmoid(CAM), pixel by pixel.
 
     The same maps, pixels, mean and arguments: a row's pixels labelled with its class are 1, its other labelled
     pixels 0.
     """
-    counted = _labelled_rows(cam_maps, labels, image, class_index)
+    counted = _labelled_rows(cam_maps, labels, image, class_index, rows)
     if counted is None:
         return cam_maps.sum() * 0
     cam, on_class, valid, _ = counted
@@ -120,10 +128,11 @@ def pixel_cross_entropy(
 
 
 def _labelled_rows(
-    cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor
+    cam_maps: Tensor, labels: Tensor, image: Tensor, class_index: Tensor, rows: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Upsampled maps of the rows that count, which of their pixels show the class, which are labelled; whose rows."""
-    rows = shows_class(labels)[image].nonzero()[:, 0]
+    if rows is None:
+        rows = shows_class(labels)[image].nonzero()[:, 0]
     labels = labels.long()
     if len(rows) == 0:
         return None

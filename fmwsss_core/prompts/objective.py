@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
 from fmwsss.core.class_maps.softmax_gradcam import softmax_gradcam
@@ -42,11 +42,15 @@ class PromptLoss:
 
     classification: Float[Tensor, ""]
     cam: Float[Tensor, ""]
-    num_classified: int
-    num_mapped: int
+    num_classified: Int[Tensor, ""]
+    num_mapped: Int[Tensor, ""]
 
     def weighted(
-        self, classification_weight: float, cam_weight: float, all_classified: int, all_mapped: int
+        self,
+        classification_weight: float,
+        cam_weight: float,
+        all_classified: Int[Tensor, ""],
+        all_mapped: Int[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
         """This worker's part of the loss that is minimised, and of its two terms.
 
@@ -56,8 +60,8 @@ class PromptLoss:
             all_classified: the sum of `num_classified` over all workers.
             all_mapped: that of `num_mapped`.
         """
-        classification = self.classification * share_of(self.num_classified, all_classified)
-        cam = self.cam * share_of(self.num_mapped, all_mapped)
+        classification = self.classification * share_of(self.num_classified, all_classified).to(self.classification)
+        cam = self.cam * share_of(self.num_mapped, all_mapped).to(self.cam)
         return classification_weight * classification + cam_weight * cam, classification, cam
 
 
@@ -69,6 +73,7 @@ def prompt_loss(
     background: Float[Tensor, "backgrounds embed"],
     present: Bool[Tensor, "batch classes"],
     labels: UInt8[Tensor, "batch height width"] | None,
+    shown: Bool[Tensor, "batch"] | None = None,
     *,
     classification_loss: ClassificationLoss = "mcl",
     cam_loss: CamLoss = "cal",
@@ -82,39 +87,50 @@ def prompt_loss(
         grid: (h, w) patch tokens of a view.
         logit_scale: the CLIP's.
         foreground, background: text embeddings, as `PromptLearner` gives them.
-        present: which foreground classes each image is labelled with.
+        present: which foreground classes each image is labelled with. Which maps there are follows from it: on the
+            host, it makes nothing wait for a device.
         labels: coarse seeds of the same views; None while the classification prompts are learned.
+        shown: `shows_class` of the labels; best on the host, as `present`.
         classification_loss: `mcl` multi-label contrastive, `bce` binary cross-entropy.
         cam_loss: `cal` CAM activation, `relative-cal` the same of maps divided by their largest values, `ce` pixel-wise
             cross-entropy.
         cam_map: whether CAM activation reads the raw maps (the authors) or the rectified ones (the paper).
         mean_over: as `multi_label_contrastive` and `cam_activation` have it; their baselines know `batch` alone.
     """
+    device = block.embedding.device
     maps = softmax_gradcam(block, logit_scale, foreground, background, present)
     if classification_loss == "mcl":
         classification = multi_label_contrastive(maps.logits, present, mean_over)
         pairs = counted_pairs(present)
-        num_classified = int((pairs if mean_over == "batch" else pairs.any(dim=1)).sum())
+        num_classified = (pairs if mean_over == "batch" else pairs.any(dim=1)).sum()
     else:
-        classification, num_classified = binary_cross_entropy(maps.logits, present), present.numel()
+        classification = binary_cross_entropy(maps.logits, present)
+        num_classified = torch.tensor(present.numel())
+    num_classified = num_classified.to(device, non_blocking=True)
     if labels is None:
-        return PromptLoss(classification, classification.new_zeros(()), num_classified, 0)
+        return PromptLoss(
+            classification, classification.new_zeros(()), num_classified, torch.zeros_like(num_classified)
+        )
+    shown = shows_class(labels) if shown is None else shown
     arguments = (maps.cam.reshape(-1, *grid), labels, maps.image, maps.class_index)
-    shown = shows_class(labels)
-    num_mapped = int(((labels != IGNORE).flatten(1).sum(dim=1) * shown)[maps.image].sum())
+    num_valid = (labels != IGNORE).flatten(1).sum(dim=1)
+    num_mapped = (num_valid * shown.to(device, non_blocking=True))[maps.image].sum()
+    # As `present` has them, and as `maps` has them there.
+    rows = shown.to(present.device)[present.nonzero()[:, 0]].nonzero()[:, 0].to(device, non_blocking=True)
     if cam_loss == "ce":
-        return PromptLoss(classification, pixel_cross_entropy(*arguments), num_classified, num_mapped)
+        return PromptLoss(classification, pixel_cross_entropy(*arguments, rows=rows), num_classified, num_mapped)
     if mean_over == "image":
-        num_mapped = int((shown & present.any(dim=1)).sum())
+        num_mapped = (shown.to(present.device) & present.any(dim=1)).sum().to(device, non_blocking=True)
     cam = cam_activation(
-        *arguments, is_relative=cam_loss == "relative-cal", is_rectified=cam_map == "rectified", mean_over=mean_over
-    )
+        *arguments, rows=rows, is_relative=cam_loss == "relative-cal", is_rectified=cam_map == "rectified",
+        mean_over=mean_over,
+    )  # fmt: skip
     return PromptLoss(classification, cam, num_classified, num_mapped)
 
 
-def share_of(count: int, total: int) -> float:
+def share_of(count: Int[Tensor, ""], total: Int[Tensor, ""]) -> Float64[Tensor, ""]:
     """What part of a mean over `total` a worker's mean over `count` is; 0 where there is nothing to average."""
-    return count / total if total else 0.0
+    return count.double() / total.clamp(min=1).double()
 
 
 def learning_rate(

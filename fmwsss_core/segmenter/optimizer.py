@@ -86,6 +86,9 @@ def backward(
     micro_batches: int | FittingBatch,
     precision: Literal["float32", "bfloat16"],
     sum_over_workers: Callable[[Tensor], Tensor],
+    *,
+    own_sums: Float[Tensor, " sums"] | None = None,
+    before_pass: Callable[[bool], None] | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradient of one worker's share of a batch to the parameters; those of all shares add up to the batch's.
 
@@ -99,6 +102,8 @@ def backward(
             that is halved where memory runs out: then the parameters' gradients begin again from nothing.
         precision: of the network; losses are always computed in float32.
         sum_over_workers: sums a tensor over all workers.
+        own_sums: `measure` of this share, where it is known already.
+        before_pass: called before each backward pass, with whether it is the last one.
 
     Returns:
         the parts of the loss of this share.
@@ -106,13 +111,14 @@ def backward(
     Raises:
         torch.OutOfMemoryError: there is too little memory for a single image.
     """
-    totals = sum_over_workers(segmenter.measure(labels, weights).to(images.device))
+    own_sums = segmenter.measure(labels, weights) if own_sums is None else own_sums
+    totals = sum_over_workers(own_sums.to(images.device, non_blocking=True))
     while True:
         everything = torch.arange(len(images))
         is_fixed = isinstance(micro_batches, int)
         pieces = everything.chunk(micro_batches) if is_fixed else everything.split(micro_batches.size)
         try:
-            return _backward(segmenter, images, labels, weights, totals, random_seeds, pieces, precision)
+            return _backward(segmenter, images, labels, weights, totals, random_seeds, pieces, precision, before_pass)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_fixed or micro_batches.size == 1:
                 raise
@@ -130,6 +136,7 @@ def _backward(
     random_seeds: Sequence[int],
     pieces: Sequence[Tensor],
     precision: Literal["float32", "bfloat16"],
+    before_pass: Callable[[bool], None] | None,
 ) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     for piece in pieces:
@@ -142,6 +149,8 @@ def _backward(
                 totals,
                 random_seeds[where],
             )
+        if before_pass is not None:
+            before_pass(piece is pieces[-1])
         torch.stack([*losses.values()]).sum().backward()
         for name, loss in losses.items():
             parts[name] = parts.get(name, 0) + loss.detach()

@@ -15,6 +15,7 @@ from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.schemas import features_from_bytes
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.prompts.views import view_of
+from fmwsss.jobs.training.arrow_tensors import stacked
 from fmwsss.jobs.training.sampling import batches_per_epoch, places, windows
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ DRAWN = pa.schema(
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a batch; views either as pixels or as cached features."""
+    """One worker's share of a batch; views either as pixels or as cached features.
+
+    Attributes:
+        shown: `fmwsss.core.prompts.losses.shows_class` of the labels.
+    """
 
     images: UInt8[Tensor, "batch 3 crop crop"] | None
     features: tuple[Float[Tensor, "batch _ _"], ...]
     present: Bool[Tensor, "batch classes"]
     labels: UInt8[Tensor, "batch crop crop"] | None
+    shown: Bool[Tensor, "batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,26 +110,21 @@ class BatchSource:
     def _batch(self, table: pa.Table) -> Batch:
         import torch
 
-        rows = table.to_pylist()
+        from fmwsss.core.prompts.losses import shows_class
+
         crop_px = self.augment["crop_px"]
-        present = torch.zeros(len(rows), len(self.vocabulary.classes), dtype=torch.bool)
-        for row, shown in zip(rows, present, strict=True):
-            shown[[index - 1 for index in row["present"]]] = True
+        present = torch.zeros(len(table), len(self.vocabulary.classes), dtype=torch.bool)
+        for indices, own in zip(table["present"].to_pylist(), present, strict=True):
+            own[[index - 1 for index in indices]] = True
         images, features, labels = None, (), None
         if self.feature_stage is None:
-            images = torch.stack([_bytes(row["view"]).view(3, crop_px, crop_px) for row in rows])
+            images = stacked(table["view"], 3, crop_px, crop_px)
         else:
-            arrays = [features_from_bytes(row["view"], *self.feature_shapes) for row in rows]
+            arrays = [features_from_bytes(view, *self.feature_shapes) for view in table["view"].to_pylist()]
             features = tuple(torch.from_numpy(np.stack(kept)) for kept in zip(*arrays, strict=True))
         if self.seed_stage is not None:
-            labels = torch.stack([_bytes(row["labels"]).view(crop_px, crop_px) for row in rows])
-        return Batch(images, features, present, labels)
-
-
-def _bytes(data: bytes) -> UInt8[Tensor, "_"]:
-    import torch
-
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+            labels = stacked(table["labels"], crop_px, crop_px)
+        return Batch(images, features, present, labels, shows_class(labels) if labels is not None else None)
 
 
 def draw_window(

@@ -44,17 +44,17 @@ def batch_loss(
     block: LastBlock | MapProduct
     if batch.images is not None:
         with torch.autocast(clip.device.type, torch.bfloat16, enabled=is_half):
-            pixels = clip.preprocess(batch.images.to(clip.device))
+            pixels = clip.preprocess(batch.images.to(clip.device, non_blocking=True))
             parts = views.run(lambda some: clip.encode_image(some).last_block_input, pixels)
             tokens = torch.cat([*parts])
         block = clip.last_block(tokens.float())
     else:
-        arrays = [array.to(clip.device) for array in batch.features]
+        arrays = [array.to(clip.device, non_blocking=True) for array in batch.features]
         block = clip.last_block(arrays[0]) if section.cache == "input" else MapProduct(arrays[0][:, 0], arrays[1])
     foreground, background = embed()
     return prompt_loss(
-        block, (side, side), clip.logit_scale, foreground, background, batch.present.to(clip.device),
-        batch.labels.to(clip.device) if batch.labels is not None else None,
+        block, (side, side), clip.logit_scale, foreground, background, batch.present,
+        batch.labels.to(clip.device, non_blocking=True) if batch.labels is not None else None, batch.shown,
         classification_loss=section.classification_loss, cam_loss=section.cam_loss, cam_map=section.cam_map,
         mean_over=section.mean_over,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
+from fmwsss.jobs.training.arrow_tensors import stacked
 from fmwsss.jobs.training.sampling import batches_per_epoch, places, windows
 
 if TYPE_CHECKING:
@@ -103,20 +104,13 @@ class CropSource:
             yield self._batch(table)
 
     def _batch(self, table: pa.Table) -> CropBatch:
-        import torch
-
-        rows, side = table.to_pylist(), self.settings.crop_px
-
-        def stacked(column: str, *shape: int) -> Tensor:
-            values = np.frombuffer(b"".join(row[column] for row in rows), np.uint8)
-            return torch.from_numpy(values.reshape(len(rows), *shape).copy())
-
+        side = self.settings.crop_px
         return CropBatch(
-            images=stacked("image", 3, side, side),
-            labels=stacked("labels", side, side),
-            weights=stacked("weights", side, side).float() / 255 if self.weighted else None,
-            image_ids=tuple(row["image_id"] for row in rows),
-            random_seeds=tuple(row["random_seed"] for row in rows),
+            images=stacked(table["image"], 3, side, side),
+            labels=stacked(table["labels"], side, side),
+            weights=stacked(table["weights"], side, side).float() / 255 if self.weighted else None,
+            image_ids=tuple(table["image_id"].to_pylist()),
+            random_seeds=tuple(table["random_seed"].to_pylist()),
         )
 
 

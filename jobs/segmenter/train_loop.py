@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from typing import Any
 
 import torch
 
-from fmwsss.cluster.execution.gradients import sum_gradients
+from fmwsss.cluster.execution.gradients import GradientSum, sum_over_workers
 from fmwsss.cluster.models.device import pick_device, use_threads
 from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files
 from fmwsss.cluster.telemetry.tensorboard import EventLog
@@ -23,10 +22,12 @@ from fmwsss.core.segmenter.optimizer import (
     set_rates,
 )
 from fmwsss.jobs.run_layout import BEST
+from fmwsss.jobs.segmenter.crops import CropBatch
 from fmwsss.jobs.segmenter.monitor import pictures, validation_miou
 from fmwsss.jobs.segmenter.train_job import TrainJob
 from fmwsss.jobs.segmenter.train_step import finish, is_logged, log_entry, log_scalars, prepare, seed_step
 from fmwsss.jobs.training import checkpoint
+from fmwsss.jobs.training.prefetch import pinned, prefetched, sent
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -56,14 +57,22 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
         segmenter, section.optimizer, section.learning_rate, section.weight_decay, section.backbone_multiplier
     )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # In the order of the network, not in that of the groups: it is that of the backward pass, the other way round.
+    learned = {*parameters}
+    sums = GradientSum([p for p in segmenter.parameters() if p in learned]) if num_workers > 1 else None
     folder = job.run.folder.child(job.stage)
     first, history = checkpoint.restore(folder, segmenter, optimizer)
     board.set.remote(first, "")
 
-    def sum_over_workers(values: torch.Tensor) -> torch.Tensor:
-        if num_workers > 1:
-            torch.distributed.all_reduce(values)
-        return values
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return sum_over_workers(values, num_workers)
+
+    def before_pass(is_last: bool) -> None:
+        if sums is not None:
+            sums.is_last = is_last
+
+    def make_ready(batch: CropBatch) -> tuple[CropBatch, torch.Tensor]:
+        return pinned(batch, device), segmenter.measure(batch.labels, batch.weights)
 
     share = -(-section.batch_size // num_workers)
     fitting = FittingBatch(asked := -(-share // section.micro_batches))
@@ -71,25 +80,27 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     micro_batches = section.micro_batches if has_batch_norm(segmenter) else fitting
     last_saved_s = time.monotonic()
     log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
-    # Closed at once where a step raises: its tasks and threads must not outlive the training.
-    with closing(job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)) as batches:
-        for iteration, batch in enumerate(batches, start=first):
+    drawn = job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)
+    with prefetched(drawn, make_ready, device) as batches:
+        for iteration, (batch, own_sums) in enumerate(batches, start=first):
             schedule = (section.power, section.warmup_iterations, section.rate_floor)
             set_rates(optimizer, poly_factor(iteration, job.num_iterations, *schedule))
             seed_step(job.random_seed, iteration, rank)
             optimizer.zero_grad()
-            images, labels = batch.images.to(device), batch.labels.to(device)
-            weights = batch.weights.to(device) if batch.weights is not None else None
+            here = sent(batch, device)
+            if sums is not None:
+                sums.begin()
             parts = backward(
-                segmenter, images, labels, weights, batch.random_seeds, micro_batches, job.precision, sum_over_workers,
+                segmenter, here.images, here.labels, here.weights, batch.random_seeds, micro_batches, job.precision,
+                summed, own_sums=own_sums, before_pass=before_pass,
             )  # fmt: skip
-            if num_workers > 1:
-                sum_gradients(parameters)
+            if sums is not None:
+                sums.finish()
             clip_gradients(parameters, section.clip_norm)
             optimizer.step()
             done = iteration + 1
             if is_logged(iteration, job.num_iterations):
-                losses = sum_over_workers(torch.stack([*parts.values()])).tolist()
+                losses = summed(torch.stack([*parts.values()])).tolist()
                 entry = log_entry(job, iteration, dict(zip(parts, losses, strict=True)))
                 if log:
                     history.append(entry)

@@ -119,7 +119,7 @@ def test_shares_of_two_halves_make_the_whole(losses: dict[str, Any]) -> None:
 
     def gradient(parts: list[slice]) -> torch.Tensor:
         found = [loss_of(clip, learner, images[part], present[part], labels[part], **losses) for part in parts]
-        counts = sum(loss.num_classified for loss in found), sum(loss.num_mapped for loss in found)
+        counts = torch.tensor([[loss.num_classified, loss.num_mapped] for loss in found]).sum(0)
         total = torch.stack([loss.weighted(1.0, 1.0, *counts)[0] for loss in found]).sum()
         return torch.autograd.grad(total, learner.context)[0]
 
@@ -213,7 +213,7 @@ def test_images_of_several_sizes_make_one_batch() -> None:
         return values[group, ..., :height, :width]
 
     found = [loss_of(clip, learner, cut(images, g), present[g], cut(labels, g)) for g in groups]
-    pairs, pixels = sum(loss.num_classified for loss in found), sum(loss.num_mapped for loss in found)
+    pairs, pixels = torch.tensor([[loss.num_classified, loss.num_mapped] for loss in found]).sum(0)
     parts = [
         loss.classification * share_of(loss.num_classified, pairs) + loss.cam * share_of(loss.num_mapped, pixels)
         for loss in found
