@@ -1,7 +1,8 @@
 """How good seeds could be by the grid of points: superpixels named by the ground truth, and what they cost.
 
     python -m benchmarks.mask_ceiling --sam factories:mobile_sam --images FOLDER --truth FOLDER [--list FILE]
-        [--grids 8 16 32 32+1] [--predicted-iou .7] [--stability .8] [--device cuda] [--out FOLDER] [--json FILE]
+        [--grids 8 16 32 32+1] [--predicted-iou .7] [--stability .8] [--occupation .3] [--device cuda]
+        [--out FOLDER] [--json FILE]
 
 `16+1` is a grid of 16 x 16 points with one layer of crops. Ground truth are label PNGs with the names of the images; it
 names superpixels and chooses nothing. `ms_network` is the time of encoder, decoder and box suppression on the device;
@@ -14,7 +15,6 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from fmwsss.core.superpixels.postprocess import Detections, finish
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 
 
-def settings_of(grid: str, predicted_iou: float, stability: float) -> ProposalSettings:
+def settings_of(grid: str, predicted_iou: float, stability: float, occupation: float | None = 0.3) -> ProposalSettings:
     """`16+1`: 16 points a side, one layer of crops."""
     points, _, crops = grid.partition("+")
-    return replace(
-        ProposalSettings(predicted_iou_threshold=predicted_iou, stability_threshold=stability),
-        points_per_side=int(points), crop_layers=int(crops or 0),
+    return ProposalSettings(
+        points_per_side=int(points), crop_layers=int(crops or 0), predicted_iou_threshold=predicted_iou,
+        stability_threshold=stability, occupation_threshold=occupation,
     )  # fmt: skip
 
 
@@ -83,6 +83,9 @@ def measure(
         "points_per_side": settings.points_per_side,
         "crop_layers": settings.crop_layers,
         "points": points_of(settings),
+        "predicted_iou": settings.predicted_iou_threshold,
+        "stability": settings.stability_threshold,
+        "occupation": settings.occupation_threshold,
         "superpixels": float(np.mean([len(row["level"]) for row in rows])),
         "ms_network": float(np.median(times_ms)),
         "judged": len(matrices),
@@ -96,10 +99,12 @@ def main() -> None:
     parser.add_argument("--images", required=True, type=Path, help="a folder of .jpg files")
     parser.add_argument("--truth", type=Path, help="a folder of label PNGs")
     parser.add_argument("--list", type=Path, help="ids, one a line, of the images that are judged; all if left out")
+    parser.add_argument("--only-listed", action="store_true", help="make superpixels of those alone")
     parser.add_argument("--count", type=int, help="the first images by name")
     parser.add_argument("--grids", nargs="+", default=["8", "16", "32", "32+1"])
     parser.add_argument("--predicted-iou", type=float, default=0.7)
     parser.add_argument("--stability", type=float, default=0.8)
+    parser.add_argument("--occupation", type=float, default=0.3, help="0: masks may cover each other")
     parser.add_argument("--num-classes", type=int, default=21)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=2)
@@ -112,10 +117,12 @@ def main() -> None:
     sam = find_factory(options.sam)().eval().requires_grad_(False).to(options.device)
     paths = sorted(options.images.glob("*.jpg"))[: options.count]
     judged = set(options.list.read_text().split()) if options.list else {path.stem for path in paths}
+    if options.only_listed:
+        paths = [path for path in paths if path.stem in judged]
     rows = []
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         for grid in options.grids:
-            settings = settings_of(grid, options.predicted_iou, options.stability)
+            settings = settings_of(grid, options.predicted_iou, options.stability, options.occupation or None)
             row, table = measure(sam, paths, options.truth, judged, settings, options.num_classes, pool)
             rows.append(row)
             print(row, flush=True)

@@ -92,8 +92,9 @@ class Enlarger:
         """
         error = _RELATIVE_ERROR * logits.abs().amax(dim=(1, 2))
         highest, lowest = logits.amax(dim=0), min(thresholds) - error.max()
-        rows, top = self._rows.reading(highest.amax(dim=1) > lowest)
-        columns, left = self._columns.reading(highest.amax(dim=0) > lowest)
+        spans = [self._rows.reading(highest.amax(dim=1) > lowest), self._columns.reading(highest.amax(dim=0) > lowest)]
+        (top, bottom), (left, right) = torch.stack(spans).tolist()
+        rows, columns = self._rows.cut(top, bottom), self._columns.cut(left, right)
         enlarged = columns.apply(rows.apply(logits).transpose(1, 2))
 
         near = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -118,11 +119,15 @@ class _Taps(NamedTuple):
     index: list[Int[Tensor, " out"]]
     weight: list[Float[Tensor, "out 1"]]
 
-    def reading(self, wanted: Bool[Tensor, " in"]) -> tuple[_Taps, int]:
-        """The span of positions that read any wanted input (at least one position), and its start."""
-        reads = torch.stack([wanted[index] for index in self.index]).any(dim=0).nonzero()[:, 0]
-        start, stop = (int(reads[0]), int(reads[-1]) + 1) if len(reads) > 0 else (0, 1)
-        return _Taps([i[start:stop] for i in self.index], [w[start:stop] for w in self.weight]), start
+    def reading(self, wanted: Bool[Tensor, " in"]) -> Int[Tensor, " 2"]:
+        """Begin and end of the span of positions that read any wanted input; of the first one, if none does."""
+        reads = torch.stack([wanted[index] for index in self.index]).any(dim=0)
+        first, last = _first_and_last(reads[None])
+        return torch.cat([first, torch.where(reads.any(), last, 0) + 1])
+
+    def cut(self, start: int, stop: int) -> _Taps:
+        """The same of a span of positions alone."""
+        return _Taps([i[start:stop] for i in self.index], [w[start:stop] for w in self.weight])
 
     def apply(self, x: Float[Tensor, "masks in other"]) -> Float[Tensor, "masks out other"]:
         """Along the middle axis, so that rows are copied whole."""
@@ -142,18 +147,16 @@ def _decided(
     thresholds: list[float],
 ) -> Bool[Tensor, " masks"]:
     """Whether no pixel of a mask is near a threshold, the error measured by the logits that this pixel reads."""
-    decided = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    for threshold in thresholds:
-        distance = (enlarged - threshold).abs_()
-        mask, column, row = (distance < error[:, None, None]).nonzero(as_tuple=True)
-        size = torch.zeros(len(mask), device=logits.device)
-        for y, weight_y in zip(*rows, strict=True):
-            for x, weight_x in zip(*columns, strict=True):
-                weight = weight_y[row, 0] * weight_x[column, 0]
-                size.addcmul_(weight, logits[mask, y[row], x[column]].abs())
-        undecided = distance[mask, column, row] < _RELATIVE_ERROR * size
-        decided[mask[undecided]] = False
-    return decided
+    near = [(enlarged - threshold).abs_() < error[:, None, None] for threshold in thresholds]
+    which, mask, column, row = torch.stack(near).nonzero(as_tuple=True)
+    # What a pixel reads, (pixels, taps down, taps across), in one go: a GPU takes longer to be asked than to compute.
+    down, across = torch.stack(rows.index, 1)[row], torch.stack(columns.index, 1)[column]
+    read = logits[mask[:, None, None], down[:, :, None], across[:, None, :]].abs_()
+    weight_down, weight_across = torch.cat(rows.weight, 1)[row], torch.cat(columns.weight, 1)[column]
+    size = (weight_down[:, :, None] * weight_across[:, None, :] * read).sum(dim=(1, 2))
+    distance = (enlarged[mask, column, row] - torch.tensor(thresholds).to(logits)[which]).abs_()
+    num_undecided = torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
+    return num_undecided.index_add_(0, mask, (distance < _RELATIVE_ERROR * size).int()) == 0
 
 
 @functools.lru_cache(maxsize=64)
