@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +38,8 @@ class DecodedMasks(NamedTuple):
 class PointDecoder:
     """The mask decoder of a SAM on one encoded image.
 
-    A decoder that is no plain `MaskDecoder` over a `TwoWayTransformer` is called as it is.
+    A decoder that is no plain `MaskDecoder` over a `TwoWayTransformer`, or one behind another `PromptEncoder`, is
+    called as it is.
 
     Args:
         sam: the model; its decoder must give three masks for a prompt.
@@ -49,7 +50,11 @@ class PointDecoder:
         self._sam, self._features = sam, features
         self._position = sam.prompt_encoder.get_dense_pe()
         decoder: Any = sam.mask_decoder
-        self._regroups = type(decoder) is MaskDecoder and type(decoder.transformer) is TwoWayTransformer
+        self._regroups = (
+            type(decoder) is MaskDecoder
+            and type(decoder.transformer) is TwoWayTransformer
+            and type(sam.prompt_encoder) is PromptEncoder
+        )
         if self._regroups:
             transformer: Any = decoder.transformer
             _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
@@ -66,9 +71,9 @@ class PointDecoder:
             points: x and y in pixels of the encoder's input.
             passes: which masks to keep, from their predicted IoU (float32); the others are never upscaled.
         """
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-        sparse, dense = self._sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
         if not self._regroups:
+            labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+            sparse, dense = self._sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
             logits, predicted_iou = self._sam.mask_decoder(
                 image_embeddings=self._features,
                 image_pe=self._position,
@@ -82,17 +87,30 @@ class PointDecoder:
 
         decoder = self._sam.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(points), -1, -1), sparse], dim=1)
+        tokens = torch.cat([own.expand(len(points), -1, -1), self._embedded(points)], dim=1)
         tokens, image_tokens = self._image.attend(tokens)
         predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()
         kept = passes(predicted_iou)
+        point, level = kept.nonzero(as_tuple=True)
         with_mask = kept.any(dim=1)
+        row = with_mask.cumsum(0) - 1  # of each point that has a mask, among those
+        with_mask = with_mask.nonzero()[:, 0]
         mask_tokens = tokens[with_mask, 2 : 2 + NUM_LEVELS]
         weights = [mlp(mask_tokens[:, i]) for i, mlp in enumerate(list(decoder.output_hypernetworks_mlps)[1:])]
         logits = _upscale(
             decoder.output_upscaling, image_tokens[with_mask], torch.stack(weights, dim=1), self._features.shape[-2:]
         )
-        return DecodedMasks(logits[kept[with_mask]].float(), kept.nonzero()[:, 1], predicted_iou[kept])
+        return DecodedMasks(logits[row[point], level].float(), level, predicted_iou[point, level])
+
+    def _embedded(self, points: Float[Tensor, "points 2"]) -> Float[Tensor, "points 2 channels"]:
+        """What the prompt encoder makes of foreground points: each, and the one that fills up its prompt.
+
+        `PromptEncoder` adds its embeddings by masks of labels, for which a GPU is waited for three times.
+        """
+        encoder: Any = self._sam.prompt_encoder
+        placed = encoder.pe_layer.forward_with_coords((points + 0.5)[:, None], encoder.input_image_size)
+        filled = encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
+        return torch.cat([placed + encoder.point_embeddings[1].weight, filled], dim=1)
 
 
 class _ImageSide:
