@@ -99,7 +99,15 @@ def measure(config: RunConfig, count: int, names: list[str]) -> dict[str, Any]:
         for name, source in sources.items():
             began_s = time.perf_counter()
             (maps,) = map_classes(
-                clip, [image], [indices], foreground, background, *affinity, source=source, flip=section.flip
+                clip,
+                [image],
+                [indices],
+                foreground,
+                background,
+                *affinity,
+                source=source,
+                flip=section.flip,
+                max_side_px=section.max_side_px,
             )
             times[name].append(time.perf_counter() - began_s)
             seed = seed_image(row["superpixels"], maps.cam, indices, section.alpha)

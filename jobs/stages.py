@@ -323,7 +323,7 @@ def run_sharded(
     if num_failures and not num_rows:
         raise StageError(f"stage {stage}: all {num_failures} images failed: {failure_summary(run, stage)}")
     receipt = finish_stage(run, started, parts, num_rows, num_failures)
-    own.add_timeline(timings)
+    own.add_timeline(local, timings)
     return receipt
 
 

@@ -105,6 +105,23 @@ def _in_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[l
     return buckets
 
 
+def group_of_node(node_rank: int) -> Any:
+    """The process group of the workers on this worker's node; all workers call it, and nodes may have few or many.
+
+    Args:
+        node_rank: which node this worker is on, from 0.
+    """
+    nodes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(nodes, node_rank)
+    own = None
+    # Every worker takes part in making every group, in one order.
+    for node in sorted(set(nodes)):
+        ranks = [rank for rank, place in enumerate(nodes) if place == node]
+        group = torch.distributed.new_group(ranks)
+        own = group if node == node_rank else own
+    return own
+
+
 def sum_over_workers(values: Tensor, num_workers: int) -> Tensor:
     """Sums a tensor over all workers, in place; a GPU is not waited for."""
     if num_workers > 1:

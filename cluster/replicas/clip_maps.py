@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +21,11 @@ from fmwsss.core.schemas import MAPS_PAYLOAD, given_from_row, maps_row
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fmwsss.core.adaptive_batch import FittingBatch
     from fmwsss.core.vocabulary import Vocabulary
 
 
-# The attention of so many photographs, at scale 1, fits beside a ViT-B/16 in 8 GB.
-IMAGES_PER_BATCH = 8
+IMAGES_PER_BATCH = 8  # at the most; fewer of images with many patches
 
 
 @contextlib.contextmanager
@@ -61,23 +60,20 @@ class ClipReplica:
         affinity_map: Literal["normalised", "raw"] = "normalised",
         source: Mapping[str, Any] = {"kind": "gradcam"},
         flip: bool = False,
+        max_side_px: int | None = None,
     ) -> None:
-        from fmwsss.core.adaptive_batch import FittingBatch
         from fmwsss.core.class_maps.sources import build
 
         use_threads(num_threads)
         self.clip = load_clip(spec)
         self.vocabulary = vocabulary
         self.foreground, self.background = self._texts(prompts)
+        self.scales = scales
         self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks, build(source), flip)
         self.has_affinity = num_attention_blocks > 0
-        self.affinity: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map}
-        # Attention grows with the fourth power of the scale.
-        self.images_per_batch = max(1, int(IMAGES_PER_BATCH / max(1.0, *scales) ** 4))
+        self.options: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map, "max_side_px": max_side_px}
         # For each patch grid: two panoramas that are too many do not make photographs go one by one.
-        self.fitting: defaultdict[tuple[int, int], FittingBatch] = defaultdict(
-            lambda: FittingBatch(self.images_per_batch)
-        )
+        self.fitting: dict[tuple[int, int], FittingBatch] = {}
         self.stage = stage
 
     def _texts(self, prompts: tuple[Folder, str] | Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -110,7 +106,8 @@ class ClipReplica:
 
     def _batches(self, block: pa.Table) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
         """Images of one patch grid, and the grid, a few at a time; of a shard always the same ones."""
-        from fmwsss.core.class_maps.clip_maps import patch_grid
+        from fmwsss.core.adaptive_batch import FittingBatch
+        from fmwsss.core.class_maps.clip_maps import images_at_once, patch_grid
 
         table = block.select(["image_id", "height_px", "width_px", "classes"])
         by_grid: dict[tuple[int, int], list[int]] = {}
@@ -118,8 +115,10 @@ class ClipReplica:
             if row["height_px"] is not None and row["classes"]:
                 by_grid.setdefault(patch_grid(self.clip, row["height_px"], row["width_px"]), []).append(number)
         for grid, numbers in by_grid.items():
-            for begin in range(0, len(numbers), self.images_per_batch):
-                yield grid, block.take(numbers[begin : begin + self.images_per_batch]).to_pylist()
+            most = images_at_once(self.clip, grid, self.scales, self.options["max_side_px"], IMAGES_PER_BATCH)
+            self.fitting.setdefault(grid, FittingBatch(most))
+            for begin in range(0, len(numbers), most):
+                yield grid, block.take(numbers[begin : begin + most]).to_pylist()
 
     def _map_classes(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from fmwsss.core.class_maps.clip_maps import map_classes
@@ -128,6 +127,6 @@ class ClipReplica:
         images = [pixels_of(row) for row in rows]
         given = [given_from_row(row) for row in rows]
         texts = (self.foreground, self.background)
-        found = map_classes(self.clip, images, indices, *texts, *self.settings, given=given, **self.affinity)
+        found = map_classes(self.clip, images, indices, *texts, *self.settings, given=given, **self.options)
         names = [[self.vocabulary.classes[index - 1] for index in own] for own in indices]
         return [maps_row(*own) for own in zip(rows, names, found, strict=True)]

@@ -1,6 +1,7 @@
 """A run's memory: which stages are complete, which parts of them are written, what failed.
 
-<run>/manifest.json, timeline.json
+<run>/manifest.json
+<run>/timeline/<stage>-<start>.json   which node did which shard when
 <run>/<stage>/_inputs.json         what the stage's rows depend on; written before the first part
 <run>/<stage>/part-<number>-<hash of _inputs.json>.parquet    created once: a task that runs twice changes nothing
 <run>/<stage>/_journal.json        parts that are accepted, and their hashes, while the stage is open
@@ -38,7 +39,8 @@ AGAIN = "_again.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
 PROMPTS_FILE = "prompts.safetensors"
-TIMELINE = "timeline.json"
+TIMELINES = "timeline"  # a folder; what an earlier release wrote is one file
+OLD_TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"
 PREDICTIONS = "predictions"  # <run>/predictions/<name>/ is a run in the run
 NUM_READERS = 16  # small files that are read at the same time
@@ -398,19 +400,25 @@ class Run:
 
     def timeline(self) -> list[dict[str, Any]]:
         """When each operator had each shard, on which node and process: events of Chrome's trace format."""
-        if not self.folder.exists(TIMELINE):
-            return []
-        try:
-            return json.loads(self.folder.read(TIMELINE))
-        except ValueError as error:
-            if isinstance(error, StorageError):
-                raise
-            return []  # nothing depends on it
+        old = [OLD_TIMELINE] if self.folder.exists(OLD_TIMELINE) else []
+        events = []
+        for name in [*old, *sorted(self.folder.list(f"{TIMELINES}/"))]:
+            try:
+                events += json.loads(self.folder.read(name))
+            except ValueError as error:
+                if isinstance(error, StorageError):
+                    raise
+                # Nothing depends on it.
+        return events
 
-    def add_timeline(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Add events to `timeline.json`, which Chrome and Perfetto show."""
-        lines = ",\n".join(json.dumps(event) for event in [*self.timeline(), *events])
-        self.folder.write(TIMELINE, f"[\n{lines}\n]\n".encode())
+    def add_timeline(self, stage: str, events: Sequence[Mapping[str, Any]]) -> None:
+        """Write the events of one start of a stage as a file, which Chrome and Perfetto show."""
+        if not events:
+            return
+        name = f"{TIMELINES}/{stage.replace('/', '-')}"
+        number = sum(each.rpartition("-")[0] == name for each in self.folder.list(f"{TIMELINES}/"))
+        lines = ",\n".join(json.dumps(event) for event in events)
+        self.folder.write(f"{name}-{number}.json", f"[\n{lines}\n]\n".encode())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the resolved configuration, versions and weights of the run."""

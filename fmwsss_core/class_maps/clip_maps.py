@@ -14,13 +14,35 @@ from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.softmax_gradcam import normalise
 from fmwsss.core.class_maps.sources import GradCam, MapSource, Mixture, View, num_blocks_of
 from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
+from fmwsss.core.clip.last_block import ATTENTION_AT_ONCE
 from fmwsss.core.errors import InputError
 from fmwsss.core.resize import upsample
 
 
 def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
-    """Patches down and across that an image of this size is resized to."""
+    """Patches down and across of an image of this size; images of one grid can go through the image tower together."""
     return -(-height_px // clip.patch_size), -(-width_px // clip.patch_size)
+
+
+def bound_of(clip: FrozenClip, grid: tuple[int, int], max_side_px: int | None) -> float:
+    """The scale at which the longer side of images of a patch grid is at most `max_side_px`, 1 where it is already."""
+    return 1.0 if max_side_px is None else min(1.0, max_side_px / (max(grid) * clip.patch_size))
+
+
+def images_at_once(
+    clip: FrozenClip, grid: tuple[int, int], scales: Sequence[float], max_side_px: int | None, most: int
+) -> int:
+    """How many images of a patch grid go through the image tower together: attention grows with the square of a grid.
+
+    Args:
+        clip: the frozen CLIP.
+        grid: as `patch_grid` gives it.
+        scales, max_side_px: as in `map_classes`.
+        most: the greatest answer.
+    """
+    scale = max(scales) * bound_of(clip, grid, max_side_px)
+    num_tokens = 1 + round(grid[0] * scale) * round(grid[1] * scale)
+    return min(most, max(1, ATTENTION_AT_ONCE // (clip.num_heads * num_tokens**2)))
 
 
 @torch.no_grad()
@@ -37,6 +59,7 @@ def map_classes(
     source: MapSource | Mixture | None = None,
     flip: bool = False,
     *,
+    max_side_px: int | None = None,
     box_on: BoxOn = "map",
     affinity_map: AffinityMap = "normalised",
     given: Sequence[Sequence[ClassMaps]] | None = None,
@@ -54,6 +77,8 @@ def map_classes(
         num_attention_blocks: whose attention makes the affinity, counted from the last; 0: there is no affinity.
         source: of the maps; None: Softmax-GradCAM.
         flip: whether the maps of the mirrored images are averaged in.
+        max_side_px: images with a longer side are made smaller before the image tower, so that this is about its
+            length, to a patch; `scales` are of that. None: images as they are.
         box_on: as in `attention_affinity.refine`.
         affinity_map: whether the affinity spreads the normalised maps, or the raw ones of a source that has any.
         given: of each image, the maps that somebody else made, for a mixture with weights for them.
@@ -70,9 +95,9 @@ def map_classes(
         present[row, [index - 1 for index in indices]] = True
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
     blocks = tuple(sorted(mixture.blocks_kept(num_blocks_of(clip))))
-    views = []
+    views, bound = [], bound_of(clip, grids.pop(), max_side_px)
     for scale in sorted(scales):
-        at_scale = torch.cat([clip.preprocess(image, scale) for image in pixels])
+        at_scale = torch.cat([clip.preprocess(image, scale * bound) for image in pixels])
         for is_mirrored in (False, True) if flip else (False,):
             seen = at_scale.flip(3) if is_mirrored else at_scale
             view = View(clip, seen, present, foreground, background, blocks, num_attention_blocks)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from fmwsss.core.clip.last_block import (
     LastBlock,
     after_attention,
-    attention_weights,
+    attend_with_mean,
     join_heads,
     run_last_block,
     split_heads,
@@ -99,6 +99,11 @@ class FrozenClip(nn.Module):
     def image_width(self) -> int:
         """Width K of a token of the image tower."""
         return int(self._visual.proj.shape[0])
+
+    @property
+    def num_heads(self) -> int:
+        """Of each block of the image tower."""
+        return int(self._visual.transformer.resblocks[-1].attn.num_heads)
 
     @property
     def text_width(self) -> int:
@@ -183,15 +188,15 @@ class FrozenClip(nn.Module):
             if i < first_averaged:
                 x = after_attention(block, x, join_heads(functional.scaled_dot_product_attention(query, key, value)))
             else:
-                weights = attention_weights(query, key)
-                mean = weights.mean(dim=1)[:, 1:, 1:]
-                attention = mean if attention is None else attention + mean
+                attended, mean = attend_with_mean(query, key, value)
+                mean = mean[:, 1:, 1:]
+                attention = mean if attention is None else attention.add_(mean)
                 if i < len(blocks) - 1:
-                    x = after_attention(block, x, join_heads(weights @ value))
+                    x = after_attention(block, x, join_heads(attended))
             if i in blocks_kept:
                 kept.append(x)
         if attention is not None:
-            attention = attention / (len(blocks) - first_averaged)
+            attention /= len(blocks) - first_averaged
         return ImageFeatures(x, attention, grid, tuple(kept))
 
     def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "all_tokens width"]:

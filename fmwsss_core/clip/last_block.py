@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from fmwsss.core.clip.frozen_linear import frozen_linear
 
+ATTENTION_AT_ONCE = 1 << 26  # weights of all heads: 256 MiB in float32; several tensors of this size are alive together
+
 
 @dataclass(frozen=True)
 class LastBlock:
@@ -45,8 +47,15 @@ class LastBlock:
     _length: Float[Tensor, "batch 1"]  # of the embedding before its L2 norm
 
     def cam(self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]) -> Float[Tensor, "rows tokens"]:
-        """F J u of M2.1: the raw class activation map of each row; see `gradient`."""
-        return torch.einsum("rnk,rk->rn", self.activation[image], self.gradient(cotangent, image))
+        """F J u of M2.1: the raw class activation map of each row; see `gradient`. Without a graph some at a time."""
+        at_once = len(image)
+        if not torch.is_grad_enabled():
+            at_once = max(1, ATTENTION_AT_ONCE // self._weights[0].numel())
+        parts = [
+            torch.einsum("rnk,rk->rn", self.activation[own], self.gradient(some, own))
+            for some, own in zip(cotangent.split(at_once), image.split(at_once), strict=True)
+        ]
+        return torch.cat(parts) if parts else cotangent.new_zeros(0, self.activation.shape[1])
 
     def gradient(
         self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]
@@ -188,6 +197,21 @@ def split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor,
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """Softmax of the scaled products of queries and keys, (batch, heads, queries, keys)."""
     return torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, dim=3)
+
+
+def attend_with_mean(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, (batch, heads, tokens, width of a head), and its weights averaged over heads, (batch, tokens, tokens).
+
+    The weights of all heads are there for some queries at a time.
+    """
+    num_images, num_heads, num_tokens, _ = query.shape
+    at_once = max(1, ATTENTION_AT_ONCE // (num_images * num_heads * num_tokens))
+    attended, means = [], []
+    for some in query.split(at_once, dim=2):
+        weights = attention_weights(some, key)
+        means.append(weights.mean(dim=1))
+        attended.append(weights @ value)
+    return torch.cat(attended, dim=2), torch.cat(means, dim=1)
 
 
 def join_heads(heads: Tensor) -> Tensor:

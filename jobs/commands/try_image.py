@@ -100,10 +100,12 @@ def _maps(
     foreground, background, prompts = _text(config, clip)
     num_blocks = section.num_attention_blocks if section.has_affinity else 0
     settings = (section.box_threshold, section.num_sinkhorn, section.scales, num_blocks)
-    more = {"box_on": section.box_on, "affinity_map": section.affinity_map, "given": [given]}
+    more = {"box_on": section.box_on, "affinity_map": section.affinity_map, "max_side_px": section.max_side_px}
     source = build(section.source.model_dump())
     text = (foreground, background)
-    return map_classes(clip, [image], [indices], *text, *settings, source, section.flip, **more)[0], prompts
+    return map_classes(clip, [image], [indices], *text, *settings, source, section.flip, given=[given], **more)[
+        0
+    ], prompts
 
 
 def _text(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:

@@ -57,6 +57,9 @@ class SeedSection(Section):
     """Scales of the image whose maps are averaged; the papers have one (M2)."""
     flip: bool = False
     """Average in the maps of the mirrored image."""
+    max_side_px: Annotated[int, Field(ge=64)] | None = 640
+    """CLIP sees no image with a longer side; a larger one is made smaller for it, and seeds have its own size. Memory
+    grows with the fourth power; null for no bound."""
 
     @property
     def has_affinity(self) -> bool:

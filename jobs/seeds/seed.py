@@ -156,6 +156,7 @@ def clip_operator(
         "stage": stage,
         "source": section.source.model_dump(),
         "flip": section.flip,
+        "max_side_px": section.max_side_px,
     }
     return plan.operator(ClipReplica, arguments)
 

@@ -27,8 +27,10 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 from ray.train import get_context
+from ray.train.torch import get_device
 from torch import Tensor, nn
 
+from fmwsss.cluster.execution.gradients import group_of_node
 from fmwsss.cluster.models.device import pick_device, use_threads
 from fmwsss.cluster.models.segmenters import new_segmenter, segmenter_files, spec_from_json
 from fmwsss.cluster.storage.ledger import Run
@@ -51,8 +53,9 @@ _create_ddp_model = defaults.create_ddp_model
 
 def create_ddp_model(model: nn.Module, **options: Any) -> nn.Module:
     """As detectron2's own; for workers on CPUs too, and for networks with parameters that no step reaches (Swin)."""
-    if not next(model.parameters()).is_cuda:
-        options["device_ids"] = None
+    device = next(model.parameters()).device
+    # Its own choice, the rank on the node, is the GPU only where no GPU of the node is another job's.
+    options["device_ids"] = [device] if device.type == "cuda" else None
     return _create_ddp_model(model, find_unused_parameters=True, **options)
 
 
@@ -309,13 +312,16 @@ def train_segmenter(job: TrainJob, board: Any) -> None:
 
 
 def _tell_process_groups() -> None:
-    """Ray Train has made the process group; detectron2 also wants to know who shares a machine."""
+    """Ray Train has made the process group; detectron2 also wants to know who shares a machine.
+
+    Its own function for that wants as many workers on every machine.
+    """
     context = get_context()
     if context.get_world_size() == 1:
         return
     if pick_device() == "cuda":
-        torch.cuda.set_device(context.get_local_rank())
-    comm.create_local_process_group(context.get_local_world_size())
+        torch.cuda.set_device(get_device())
+    comm._LOCAL_PROCESS_GROUP = group_of_node(context.get_node_rank())
 
 
 def register_dataset(run: Run, stage: str, column: str, class_names: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ SMALL = [
 STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
 WORKERS = ("MapWorker", "MapBatches", "RayTrainWorker", "TrainController")  # as their processes are named
 LOGS = "/logs/"  # of TensorBoard: they hold times
-TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html", "timeline.json")
+TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html")
 
 
 class ThreeNodes:
@@ -144,7 +144,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def outputs(run: str) -> dict[str, bytes]:
     """Every file of a run that must be the same wherever and however it was made."""
     folder = Folder(run)
-    names = [name for name in folder.list() if not name.endswith(TOLD_APART) and LOGS not in name]
+    names = [
+        name
+        for name in folder.list()
+        if not name.endswith(TOLD_APART) and LOGS not in name and not name.startswith("timeline/")
+    ]
     return {name: folder.read(name) for name in names}
 
 

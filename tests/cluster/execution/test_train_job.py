@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmwsss.cluster.execution.gradients import GradientSum
+from fmwsss.cluster.execution.gradients import GradientSum, group_of_node
 
 WORLD = 2
 
@@ -70,6 +70,23 @@ def test_gradients_are_those_of_both_workers_together(bucket_bytes: int, breaks_
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert torch.equal(one, other)
         torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
+
+
+def worker_of_node(rank: int, folder: str, nodes: tuple[int, ...]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(nodes))
+    group = group_of_node(nodes[rank])
+    values = torch.tensor([10**rank])
+    torch.distributed.all_reduce(values, group=group)
+    torch.save((torch.distributed.get_rank(group), values), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_nodes_with_two_workers_and_with_one_have_a_group_each(tmp_path: Path) -> None:
+    start: Callable[..., Any] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+    start(worker_of_node, (str(tmp_path), (1, 0, 1)), nprocs=3)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert [rank for rank, _ in found] == [0, 0, 1]
+    assert [int(values) for _, values in found] == [101, 10, 101]
 
 
 def test_sums_begin_before_the_backward_pass_is_over(tmp_path: Path) -> None:

@@ -214,3 +214,16 @@ def test_images_are_stored_once(tmp_path: Path) -> None:
     run, noise = Run(Folder(str(tmp_path))), os.urandom(1 << 20)
     file = run.write_part("images", part_name(0), [{"image_id": "a", "image": noise}], IMAGE_SCHEMA, [])
     assert file.bytes < 1.1 * len(noise)
+
+
+def test_each_start_of_a_stage_has_a_timeline_of_its_own(run: Run):
+    assert run.timeline() == []
+    run.folder.write("timeline.json", b'[\n{"name": "of an earlier release"}\n]\n')
+    run.add_timeline("seeds/coarse", [{"name": "first"}, {"name": "second"}])
+    run.add_timeline("seeds/fine", [])
+    run.add_timeline("seeds/coarse", [{"name": "third"}])
+    assert run.folder.list("timeline/") == ["timeline/seeds-coarse-0.json", "timeline/seeds-coarse-1.json"]
+    assert [event["name"] for event in run.timeline()] == ["of an earlier release", "first", "second", "third"]
+    assert json.loads(run.folder.read("timeline/seeds-coarse-1.json")) == [{"name": "third"}]
+    run.folder.write("timeline/seeds-coarse-1.json", b"half of")
+    assert len(run.timeline()) == 3

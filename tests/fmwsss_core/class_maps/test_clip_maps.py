@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from fmwsss.core.class_maps.attention_affinity import AffinityMap, BoxOn
-from fmwsss.core.class_maps.clip_maps import ClassMaps, map_classes, patch_grid
+from fmwsss.core.class_maps.clip_maps import ClassMaps, images_at_once, map_classes, patch_grid
 from fmwsss.core.class_maps.softmax_gradcam import softmax_gradcam
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.prompts.learner import handmade_embeddings
@@ -64,6 +64,43 @@ def test_maps_of_several_scales_are_averaged_on_the_finest_grid(clip: FrozenClip
     larger = functional.interpolate(pixels / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
     expected = (larger[0] - torch.tensor(clip.image_mean)[:, None, None]) / torch.tensor(clip.image_std)[:, None, None]
     torch.testing.assert_close(clip.preprocess(pixels, 2.0)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_clip_sees_no_longer_side_than_it_is_told(clip: FrozenClip):
+    image, text = np.tile(draw_scene(1).image, (3, 2, 1)), handmade_embeddings(clip, TOY)
+    height, width = patch_grid(clip, *image.shape[:2])
+    assert height > width
+
+    def found(scales: tuple[float, ...], max_side_px: int | None) -> ClassMaps:
+        return map_classes(clip, [image], [[1, 5]], *text, 0.4, 1, scales, max_side_px=max_side_px)[0]
+
+    bound_px = clip.patch_size * height // 2
+    for scales in ((1.0,), (0.5, 1.0)):
+        bounded = found(scales, bound_px)
+        assert bounded.cam.shape == (2, height // 2, width // 2)
+        smaller = found(tuple(scale / 2 for scale in scales), None)
+        np.testing.assert_array_equal(bounded.cam, smaller.cam)
+    np.testing.assert_array_equal(found((1.0,), clip.patch_size * height).cam, found((1.0,), None).cam)
+
+
+def test_fewer_images_go_together_the_more_patches_they_have(clip: FrozenClip):
+    grids = [(10, 10), (45, 45), (150, 200)]
+    assert [images_at_once(clip, grid, (1.0,), None, 8) for grid in grids][::2] == [8, 1]
+    assert [images_at_once(clip, grid, (1.0,), 160, 8) for grid in grids] == [8, 8, 8]
+    assert images_at_once(clip, (45, 45), (2.0,), None, 8) < images_at_once(clip, (45, 45), (1.0,), None, 8) < 8
+
+
+def test_attention_in_pieces_is_attention(clip: FrozenClip, monkeypatch: pytest.MonkeyPatch):
+    image, text = draw_scene(1).image, handmade_embeddings(clip, TOY)
+    whole, in_pieces = [], []
+    for at_once, kept in ((1 << 26, whole), (1000, in_pieces)):
+        monkeypatch.setattr("fmwsss.core.clip.last_block.ATTENTION_AT_ONCE", at_once)
+        (found,) = map_classes(clip, [image], [[1, 5, 7]], *text, box_threshold=0.4, num_sinkhorn=1)
+        features = clip.encode_image(clip.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None]), 8)
+        assert features.attention is not None
+        kept += [found.cam, found.refined_cam, features.attention.numpy(), features.last_block_input.numpy()]
+    for one, other in zip(whole, in_pieces, strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5)
 
 
 def test_other_grids_are_refused(clip: FrozenClip):
