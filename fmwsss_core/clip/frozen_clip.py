@@ -72,6 +72,7 @@ class FrozenClip(nn.Module):
         _check_supported(model)
         self.model = model.requires_grad_(False).eval()
         self.identity, self.name = identity, name
+        self._colours_sent: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def train(self, mode: bool = True) -> FrozenClip:
         """Stays in evaluation mode, whatever module it is a part of."""
@@ -144,8 +145,15 @@ class FrozenClip(nn.Module):
         if (height, width) != tuple(images.shape[-2:]):
             # Of an enlargement antialias only chooses PIL's kernel (a = -0.5), which CLIP was trained with.
             pixels = functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp_(0, 1)
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = self._colours(pixels.device, pixels.dtype)
         return (pixels - mean) / std
+
+    def _colours(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 3 1 1"]:
+        """Mean and deviation, sent to a device once: sent for every batch, they would make the host wait for it."""
+        if (device, dtype) not in self._colours_sent:
+            both = torch.tensor([self.image_mean, self.image_std], dtype=dtype)
+            self._colours_sent[device, dtype] = both.to(device)[:, :, None, None]
+        return self._colours_sent[device, dtype]
 
     @torch.no_grad()
     def encode_image(
