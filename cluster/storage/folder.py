@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmwsss.cluster.storage.local_disk import (
+    copy_local,
     has_links,
     is_temporary,
     leftovers,
@@ -244,6 +245,19 @@ class Folder:
             self._patiently(
                 "write", path, lambda: self._open()[0].pipe_file(path, data, **self._whole("chunksize", 2**40))
             )
+
+    def upload(self, name: str, local_path: str) -> None:
+        """Write a file of this machine as a file here, whole or not at all, without holding it in memory.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        path = self._at(name)
+        self._demand_leave()
+        if self.is_local:
+            self._patiently("write", path, lambda: copy_local(local_path, path))
+        else:
+            self._patiently("write", path, lambda: self._open()[0].put_file(local_path, path))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file whole if there is none of this name; whether there is one with these bytes now, by any writer.

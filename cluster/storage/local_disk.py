@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -101,6 +102,21 @@ def write_local(path: str, data: bytes, is_new: bool = False) -> bool:
         raise
     temporary.unlink(missing_ok=True)
     return True
+
+
+def copy_local(source: str, path: str) -> None:
+    """Copies a file under a temporary name, and gives it its own when all of it is on the disk."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def has_links(path: str) -> bool:
