@@ -78,3 +78,10 @@ def test_the_gpu_hour_runs_without_a_card(tmp_path: Path):
         "encode ViT-H", "ours against SamAutomaticMaskGenerator", "prompt step", "class maps", "training step",
         "replicas on one card",
     }  # fmt: skip
+
+
+def test_the_listing_of_datasets_is_measured():
+    command = [sys.executable, "-m", "benchmarks.listing", "--images", "40", "--files", "60", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert {kind: own["images"] for kind, own in told.items()} == {"coco": 40, "folder": 60}
+    assert all(own["peak_gib"] > 0 for own in told.values())
