@@ -114,6 +114,10 @@ class Stage:
             what will be done, in words, or raises what is wrong.
         cost: for `fmwsss plan`; None where it is not planned.
         judged: what the report compares with the ground truth.
+        refresh: called before any stage is made, with the stage, the run folder, all stages, and whether prompts are to
+            be learned anew: compares what the stage was made from with what is there now, and has made again what
+            depends on a difference.
+        of_pixels: whether of an image it depends on the pixels alone, and not on its labels.
     """
 
     name: str
@@ -126,6 +130,8 @@ class Stage:
     check: Callable[[int], str] | None = None
     cost: ShardCost | StepCost | None = ShardCost()
     judged: tuple[Judged, ...] = ()
+    refresh: Callable[[Stage, Run, Sequence[Stage], bool], None] | None = None
+    of_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,8 @@ def run_sharded(
     finished = [part for part in parts if part in started.done_parts]
     num_rows = own.count_rows(local, finished)
     num_failures = own.failures(local).num_rows if finished else 0
-    allowed = math.floor(max_failures * num_images + 1e-9)
+    # One image may always fail, but where a user says 0: 1 % of fifty would be none.
+    allowed = max(math.floor(max_failures * num_images + 1e-9), 1 if max_failures else 0)
     timings: list[dict[str, Any]] = []
     noted_s = time.monotonic()
 

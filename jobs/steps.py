@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +20,14 @@ from fmwsss.jobs.config.datasets import UnlabelledData
 from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.exporters import voc
-from fmwsss.jobs.images import ingest
+from fmwsss.jobs.images import ingest, kept_superpixels
 from fmwsss.jobs.prompts import encode, learn
 from fmwsss.jobs.reports import reports
 from fmwsss.jobs.reports.table import print_table
 from fmwsss.jobs.seeds import seed
 from fmwsss.jobs.segmenter import predict, train
 from fmwsss.jobs.segmenter.trained import trained_folder
-from fmwsss.jobs.stages import Declaration, Stage, StageError, make_stage, upstream, versions
+from fmwsss.jobs.stages import Declaration, Stage, StageError, make_stage, receipt_of, upstream, versions
 from fmwsss.jobs.superpixels import propose
 
 # A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
@@ -86,6 +87,8 @@ def run(
     only: Sequence[str] | None = None,
     restart_from: str | None = None,
     retry: bool | str = False,
+    relearn: bool = False,
+    as_it_was: bool = False,
 ) -> None:
     """Makes some stages, or all of them; what is complete is not made again.
 
@@ -94,6 +97,8 @@ def run(
         only: names of stages, or of folders of them; None means all.
         restart_from: first a stage whose outputs, and those of all stages after it, are deleted.
         retry: first forget the failures of all stages, or of the one named, so that those images are tried again.
+        relearn: learn prompts anew where images or labels have changed, however few.
+        as_it_was: do not look whether the dataset has changed.
 
     Raises:
         FmwsssError: anything that a user can put right, in one line.
@@ -108,6 +113,7 @@ def run(
     due_names = {stage.name for stage in due}
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
+    print("clip, sam: looking into the weights", flush=True)
     pinned, models = pin_models(config)
     pinned = pin_segmenter(pinned, models)
     stages = stages_of(pinned)
@@ -124,11 +130,16 @@ def run(
         settings = config.model_dump(mode="json", exclude={"cluster"})
         told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
         ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})
+        where = config.cluster.address or os.environ.get("RAY_ADDRESS")
+        print(f"waiting for Ray at {where}" if where else "starting Ray on this machine", flush=True)
         with session(config.cluster.address, config.cluster.num_cpus):
-            results = _make_all(config, ledger, [stage for stage in stages if stage.name in due_names], stages)
+            results = _make_all(
+                config, ledger, [stage for stage in stages if stage.name in due_names], stages, relearn, as_it_was
+            )
     report = results.get(reports.STAGE)
     if report:
         print_table(report.metrics)
+        print(f"seeds: {ledger.folder.url}/seeds/fine")
         print(f"report: {report.page}")
 
 
@@ -143,18 +154,32 @@ def _due(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     return [stage for stage in stages if stage.name in due]
 
 
-def _make_all(config: RunConfig, run: Run, due: Sequence[Stage], stages: Sequence[Stage]) -> dict[str, Any]:
+def _make_all(
+    config: RunConfig,
+    run: Run,
+    due: Sequence[Stage],
+    stages: Sequence[Stage],
+    relearn: bool = False,
+    as_it_was: bool = False,
+) -> dict[str, Any]:
     """Makes the stages that are due, in their order; what each returned, by name."""
+    for stage in due:
+        if stage.refresh and not as_it_was:
+            stage.refresh(stage, run, stages, relearn)
     names = [stage.name for stage in due]
     for stage in due:  # nothing is paid for before what cannot end well is told
         upstream(run, stage.name, [name for name in stage.reads if name not in names])
     results: dict[str, Any] = {}
     for stage in due:
+        if receipt := receipt_of(run, stage.name):
+            print(f"{stage.name}: complete, {receipt.num_rows} {stage.unit}", flush=True)
         results[stage.name] = make_stage(stage, run, config.max_failures, stages)
         if stage.name == ingest.STAGE:
             for other in due:
                 if other.check:
                     other.check(results[stage.name].num_rows)
+        if stage.name.rpartition("/")[2] == propose.STAGE:
+            kept_superpixels.forget(run.within(stage.name)[0])
     return results
 
 

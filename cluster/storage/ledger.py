@@ -124,6 +124,11 @@ class Run:
             stage_folder.write(INPUTS, to_json({**new, MARK: known.mark}))
             return set()
         old = read_json(stage_folder, INPUTS)
+        if None in old.get("reads", {}).values():  # see `renew_reads`
+            old["reads"] = {
+                name: new.get("reads", {}).get(name) if was is None else was for name, was in old["reads"].items()
+            }
+            stage_folder.write(INPUTS, to_json(old))
         known = self._stages[stage] = _Known(old.pop(MARK, ""))
         changes = _changes(renewed(stage, old, new) if renewed else old, new)
         if changes:
@@ -217,9 +222,9 @@ class Run:
         folder = self.folder.child(stage)
         return read_json(folder, INPUTS).get(MARK, "") if folder.exists(INPUTS) else ""
 
-    def stages(self) -> dict[str, list[str]]:
-        """Every stage of the manifest that was begun in this run, with the stages that it reads."""
-        names, found = (self.manifest() or {"stages": []})["stages"], {}
+    def stages(self, more: Sequence[str] = ()) -> dict[str, list[str]]:
+        """Every stage of the manifest, and of `more`, that was begun in this run, with the stages that it reads."""
+        names, found = list(dict.fromkeys([*(self.manifest() or {"stages": []})["stages"], *more])), {}
         for stage in names:
             if self.folder.child(stage).exists(INPUTS):
                 reads = read_json(self.folder.child(stage), INPUTS).get("reads", {})
@@ -249,6 +254,22 @@ class Run:
         folder.write(AGAIN, to_json(sorted({*before, *parts})))
         folder.delete([RECEIPT])
         self._stages.pop(stage, None)
+
+    def was_begun_with(self, stage: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a stage was begun, and with these settings; what it reads is not looked at."""
+        folder = self.folder.child(stage)
+        if not folder.exists(INPUTS):
+            return False
+        inputs = read_json(folder, INPUTS)
+        return all(inputs.get(key) == value for key, value in json.loads(to_json(settings)).items())
+
+    def renew_reads(self, stage: str) -> None:
+        """Have the next start of a stage take what it reads as it is then: what changed of it is told otherwise."""
+        folder = self.folder.child(stage)
+        if not folder.exists(INPUTS):
+            return  # it is begun anew
+        inputs = read_json(folder, INPUTS)
+        folder.write(INPUTS, to_json({**inputs, "reads": dict.fromkeys(inputs.get("reads", {}))}))
 
     def accept(self, stage: str, part: str, file: StageFile) -> None:
         """Remember a part that a worker has written."""

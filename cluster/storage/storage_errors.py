@@ -69,7 +69,10 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
     """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
-        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node"
+        return (
+            "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or for a public "
+            "bucket FSSPEC_S3_ANON=true"
+        )
     if isinstance(error, FileNotFoundError):
         if is_missing_bucket(error):
             return "the bucket does not exist; create it, or check its name and AWS_ENDPOINT_URL"

@@ -27,7 +27,7 @@ def of_listing(listing: Listing, classes: Sequence[str]) -> list[str]:
     """
     usable = [source for source in listing.sources if not source.problem]
     problems = Counter(source.problem for source in listing.sources if source.problem)
-    lines = [f"{len(listing.sources)} images, {sum(problems.values())} of which can't be used"]
+    lines = [f"{len(listing.sources)} images{f', {sum(problems.values())} of which can not be used' * bool(problems)}"]
     lines += [f"  {count}: {problem}" for problem, count in problems.most_common(NUM_EXAMPLES)]
     known = [source.classes for source in usable if source.classes is not None]
     if known and any(known):

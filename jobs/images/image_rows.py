@@ -13,15 +13,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.subprocess_decoder import decoder
-from fmwsss.cluster.storage.folder import StorageError, read_url
+from fmwsss.cluster.storage.folder import FileError, RefusedFile, StorageError, read_url
 from fmwsss.core.images import ImageError, encode_label_png
 from fmwsss.core.labels import IGNORE
+from fmwsss.core.schemas import failure_row
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.datasets import ImageLimits
+from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.places import COCO, TOY, read_instances, read_place
 from fmwsss.jobs.images.readers.base import DatasetError, Source
 from fmwsss.jobs.images.readers.class_names import ClassNames
+from fmwsss.jobs.images.record import STAGE
 
 NUM_MASKS = 32  # that are looked at before all are read
 
@@ -43,6 +47,18 @@ class Reading:
     needs_labels: bool = True
     difficult: bool = True
     binary_truth: bool = False
+
+
+def reading_of(config: RunConfig) -> Reading:
+    """How the images of a run file are read."""
+    data = config.dataset
+    return Reading(
+        config.resolve_vocabulary(),
+        config.limits,
+        data.kind != "unlabelled",
+        getattr(data, "difficult", True),
+        getattr(data, "binary_truth", False),
+    )
 
 
 def image_row(source: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
@@ -82,6 +98,25 @@ def image_row(source: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         "orientation": facts.orientation,
         "bits": facts.bits,
     }
+
+
+def row_or_failure(source: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """The row of IMAGES of a source, or of FAILURES where the fault is the image's or its file's.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    try:
+        return image_row(source, reading)
+    except StorageError as error:
+        # A file that is not there, or not ours to read, is a fault of this image; a store that does not answer is not.
+        if not isinstance(error, FileError | RefusedFile):
+            raise
+        return failure_row(source["image_id"], STAGE, error)
+    except Exception as error:
+        if kind_of(error) is not None:
+            raise  # not this image's fault
+        return failure_row(source["image_id"], STAGE, error)
 
 
 def demand_indices(sources: Sequence[Source], reading: Reading) -> None:

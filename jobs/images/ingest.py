@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +9,19 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from fmwsss.cluster.execution.machine_faults import kind_of
 from fmwsss.cluster.execution.rows import summary
 from fmwsss.cluster.execution.shard_pipeline import Operator
-from fmwsss.cluster.storage.folder import FileError, RefusedFile, StorageError
 from fmwsss.cluster.storage.ledger import INPUTS, Receipt, Run, part_index, part_name
-from fmwsss.core.schemas import IMAGES, failure_row
+from fmwsss.core.schemas import IMAGES
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images import digest, record
-from fmwsss.jobs.images.image_rows import Reading, demand_indices, image_row
-from fmwsss.jobs.images.readers.base import DatasetError, Listing
+from fmwsss.jobs.images.image_rows import Reading, demand_indices, reading_of, row_or_failure
+from fmwsss.jobs.images.readers.base import DatasetError
 from fmwsss.jobs.images.readers.registry import read_dataset
+from fmwsss.jobs.images.update import bring_up_to_date
 from fmwsss.jobs.stages import Declaration, ShardCost, Stage, begin_stage, make_stage, run_sharded
 
-STAGE = "images"
+STAGE = record.STAGE
 
 
 def images_stage(config: RunConfig, home: str = "") -> Stage:
@@ -41,6 +39,7 @@ def images_stage(config: RunConfig, home: str = "") -> Stage:
         reads=(),
         settings=lambda: {"classes": list(config.resolve_vocabulary().classes), "shard_rows": config.shard_rows},
         make=lambda stage, run: _make(config, stage, run),
+        refresh=lambda stage, run, stages, relearn: bring_up_to_date(config, run, stage, stages, relearn),
         cost=ShardCost(requests_per_image=2 if config.dataset.kind == "toy" else 4, requests_per_part=2),
     )
 
@@ -64,18 +63,6 @@ def run(config: RunConfig, run: Run) -> Receipt:
     return make_stage(images_stage(config), run, config.max_failures)
 
 
-def reading_of(config: RunConfig) -> Reading:
-    """How the images of a run file are read."""
-    data = config.dataset
-    return Reading(
-        config.resolve_vocabulary(),
-        config.limits,
-        data.kind != "unlabelled",
-        getattr(data, "difficult", True),
-        getattr(data, "binary_truth", False),
-    )
-
-
 def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
     own, _ = run.within(stage.name)
     complete, rows = own.receipt(STAGE), record.read_record(own, STAGE)
@@ -85,9 +72,10 @@ def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
     started = begin_stage(run, stage.name, stage.settings(), [])
     if complete:
         return complete
-    listing = read_dataset(config.dataset, config.resolve_vocabulary().classes)
     if rows is None:
-        tell(digest.of_listing(listing, config.resolve_vocabulary().classes))
+        listing = read_dataset(config.dataset, config.resolve_vocabulary().classes)
+        if not listing.is_told:
+            tell(digest.of_listing(listing, config.resolve_vocabulary().classes))
         demand_indices(listing.sources, reading_of(config))
         rows = record.rows_of(listing.sources, config.shard_rows)
         record.write_record(own, STAGE, rows)
@@ -106,17 +94,6 @@ def tell(lines: Sequence[str]) -> None:
     """Prints the lines of a digest."""
     for line in lines:
         print(f"images: {line}", flush=True)
-
-
-def list_again(config: RunConfig) -> Listing | None:
-    """The dataset as it is now; None, and a line, where it is no longer there: the run has its images."""
-    try:
-        return read_dataset(config.dataset, config.resolve_vocabulary().classes)
-    except (DatasetError, StorageError) as error:
-        print(
-            f"fmwsss: the dataset can't be looked at again ({error}); the run goes on with what it has", file=sys.stderr
-        )
-        return None
 
 
 def demand_readable(config: RunConfig, run: Run, stage: bool | str = True) -> None:
@@ -157,22 +134,3 @@ def ingest_shard(block: pa.Table, run: Run, sources: ray.ObjectRef, reading: Rea
         row = row_or_failure(source, reading)
         (failures if "error_type" in row else rows).append(row)
     return summary(part, run.write_part(STAGE, part, rows, IMAGES, failures), len(failures))
-
-
-def row_or_failure(source: dict[str, Any], reading: Reading) -> dict[str, Any]:
-    """The row of IMAGES of a source, or of FAILURES where the fault is the image's or its file's.
-
-    Raises:
-        StorageError: the store does not answer.
-    """
-    try:
-        return image_row(source, reading)
-    except StorageError as error:
-        # A file that is not there, or not ours to read, is a fault of this image; a store that does not answer is not.
-        if not isinstance(error, FileError | RefusedFile):
-            raise
-        return failure_row(source["image_id"], STAGE, error)
-    except Exception as error:
-        if kind_of(error) is not None:
-            raise  # not this image's fault
-        return failure_row(source["image_id"], STAGE, error)

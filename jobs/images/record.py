@@ -15,6 +15,7 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.jobs.images.places import COCO, TOY, file_of
 from fmwsss.jobs.images.readers.base import SOURCES, Source
 
+STAGE = "images"
 FILE = "_dataset.parquet"
 RECORD = pa.schema([("shard", pa.int32()), *SOURCES, ("token", pa.string())])
 COMPARED = ("classes", "problem", "token")  # of a source: where one differs, its content is looked at

@@ -65,6 +65,7 @@ def _features_stage(config: RunConfig, name: str, section: LearnSection) -> Stag
         name=name,
         unit="images",
         reads=("images",),
+        of_pixels=True,
         settings=lambda: {"clip": config.clip.model_dump(), "random_seed": config.random_seed, **_settings(section)},
         operators=lambda run: _operators(config, run, name, section),
         cost=ShardCost(FeatureReplica),

@@ -16,6 +16,7 @@ from fmwsss.core.schemas import SUPERPIXELS, detections_from_row, superpixels_ro
 from fmwsss.core.superpixels.postprocess import finish
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.images import kept_superpixels
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 from fmwsss.jobs.superpixels.shared_cache import SharedSuperpixels, sam_sha256
@@ -37,6 +38,7 @@ def superpixels_stage(config: RunConfig, home: str = "") -> Stage:
         settings=lambda: {"sam": config.sam.model_dump(), "propose": config.propose.model_dump()},
         operators=lambda run: _operators(config, run.within(f"{home}{STAGE}")[0]),
         cost=ShardCost(SamReplica, requests_per_part=6) if not home else None,
+        of_pixels=True,
         judged=(Judged("superpixels named by ground truth", "named"),) if not home else (),
     )
 
@@ -68,10 +70,11 @@ def _operators(config: RunConfig, run: Run) -> list[Operator]:
 
 
 def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:
-    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are shared."""
-    if shared is None:
-        return decode_shard(block, run, STAGE)
-    known = shared.known(_image_sha256(run, block["part"][0].as_py()).values())
+    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are known."""
+    sha256 = set(_image_sha256(run, block["part"][0].as_py()).values())
+    known = set(kept_superpixels.kept(run, sha256))
+    if shared is not None:
+        known |= shared.known(sha256 - known)
     return decode_shard(block, run, STAGE, skip_sha256=known)
 
 
@@ -86,18 +89,22 @@ def write_shard(
 
     found = map_rows(block, finished, [field for field in SUPERPIXELS if field.name != "image_id"], STAGE)
     rows, failures = split_rows(found, SUPERPIXELS)
-    if shared is not None:
-        rows = _with_shared(run, part, rows, {failure["image_id"] for failure in failures}, shared)
+    rows = _with_known(run, part, rows, {failure["image_id"] for failure in failures}, shared)
     return summary(part, run.write_part(STAGE, part, rows, SUPERPIXELS, failures), len(failures))
 
 
-def _with_shared(run: Run, part: str, rows: pa.Table, failed: set[str], shared: SharedSuperpixels) -> pa.Table:
-    """The rows of a part with those that were shared, in the order of its images; new ones are shared too."""
+def _with_known(run: Run, part: str, rows: pa.Table, failed: set[str], shared: SharedSuperpixels | None) -> pa.Table:
+    """The rows of a part with those that were kept or shared, in the order of its images; new ones are shared too."""
     sha256 = _image_sha256(run, part)
     new = {row["image_id"]: row for row in rows.to_pylist()}
-    shared.add({sha256[image_id]: row for image_id, row in new.items()})
+    if shared is not None:
+        shared.add({sha256[image_id]: row for image_id, row in new.items()})
     others = [image_id for image_id in sha256 if image_id not in new and image_id not in failed]
-    old = shared.read(sha256[image_id] for image_id in others)
+    if not others:
+        return rows
+    old = kept_superpixels.kept(run, [sha256[image_id] for image_id in others])
+    if shared is not None:
+        old |= shared.read(sha256[image_id] for image_id in others if sha256[image_id] not in old)
     by_id = new | {image_id: {**old[sha256[image_id]], "image_id": image_id} for image_id in others}
     return pa.Table.from_pylist([by_id[image_id] for image_id in sha256 if image_id in by_id], schema=SUPERPIXELS)
 

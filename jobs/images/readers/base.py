@@ -51,12 +51,14 @@ class Listing:
         notes: what was forgiven, guessed or left out; a line each.
         questions: what may be wrong and only the user can know; a line each.
         num_unlabelled: images that are left out because nothing says what they show.
+        is_told: whether the user has seen all this already.
     """
 
     sources: list[Source]
     notes: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     num_unlabelled: int = 0
+    is_told: bool = False
 
 
 SOURCES = pa.schema(

@@ -43,6 +43,11 @@ def is_coco(url: str) -> bool:
     return head.startswith("{") and head[1:].lstrip().startswith(FIRST_KEYS)
 
 
+def categories_of(url: str) -> list[str]:
+    """Names of the categories of a json, in the order of their numbers; raises as `read_coco`."""
+    return [name for _, name in sorted(_read(url).categories.items())]
+
+
 def read_coco(images_url: str, annotations_url: str, names: ClassNames, with_truth: bool = True) -> Listing:
     """A folder of images and a COCO json; categories are classes by their names, whatever their numbers.
 
@@ -59,6 +64,7 @@ def read_coco(images_url: str, annotations_url: str, names: ClassNames, with_tru
     Raises:
         DatasetError: no such json, or none of its images is in the folder, or none of its categories is a class.
     """
+    annotations_url = _absolute(annotations_url)
     read = _read(annotations_url)
     if not read.has_annotations:
         raise DatasetError(f"{annotations_url} has no annotations: it says of no image what it shows")
@@ -141,8 +147,7 @@ def _read(url: str) -> _Json:
     Raises:
         DatasetError: it is no JSON, or has no such records.
     """
-    url = Folder(url.rpartition("/")[0] or ".").url + "/" + url.rpartition("/")[2]
-    parent, _, name = url.rpartition("/")
+    parent, _, name = _absolute(url).rpartition("/")
     read = _Json()
     with Folder(parent).open(name) as file:
         try:
@@ -161,6 +166,12 @@ def _read(url: str) -> _Json:
     if not read.images:
         raise DatasetError(f"{url} has no images")
     return read
+
+
+def _absolute(url: str) -> str:
+    """The path or URL as a worker in another folder finds it."""
+    parent, slash, name = url.rpartition("/")
+    return f"{Folder(parent or slash or '.').url}/{name}"
 
 
 def _take(read: _Json, key: str, record: Any, offset: int, num_bytes: int) -> None:

@@ -92,6 +92,18 @@ def labels_of(table: Table, names: ClassNames, split: str | None = None, first_i
     return found
 
 
+def columns_of_classes(table: Table) -> list[str]:
+    """Columns beside the image's that say yes or no in every row: classes, where nobody has named them yet."""
+    found = []
+    for index, name in enumerate(table.columns):
+        cells = [row[index] for row in table.rows if index < len(row)]
+        words = {str(cell).strip().casefold() for cell in cells if cell is not None}
+        are_numbers = all(word.lstrip("-").isdecimal() for word in words if word)
+        if column_key(name) not in IMAGE_COLUMNS and words - {""} and (are_numbers or words <= TRUE | FALSE):
+            found.append(str(name))
+    return found
+
+
 def _listed(columns: Sequence[str]) -> str:
     return ", ".join(map(str, columns[:20])) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "") or "none"
 

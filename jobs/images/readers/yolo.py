@@ -61,6 +61,11 @@ def read_yolo(data_url: str, split: str, names: ClassNames) -> Listing:
     return listing_of(sources, f"set {split} of {data_url}", notes, names.questions())
 
 
+def names_of(data_url: str) -> list[str]:
+    """The names of a YAML file in the order of their numbers; raises as `read_yolo`."""
+    return [name for _, name in sorted(_classes(_read_yaml(data_url).get("names"), data_url).items())]
+
+
 def _read_yaml(url: str) -> dict[str, Any]:
     try:
         told = yaml.safe_load(text_of(read_url(url))[0])

@@ -9,8 +9,7 @@ import pytest
 
 from fmwsss.cluster.storage.folder import FileError, Folder, RefusedFile, read_url
 from fmwsss.core.vocabularies import custom_vocabulary
-from fmwsss.jobs.images.image_rows import Reading
-from fmwsss.jobs.images.ingest import row_or_failure
+from fmwsss.jobs.images.image_rows import Reading, row_or_failure
 
 
 def test_a_pipe_and_an_endless_device_are_not_opened(tmp_path: Path) -> None:

@@ -199,8 +199,9 @@ def test_a_dataset_without_any_good_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="all 1 images failed: 1 ImageError"):
         ingest.run(folder_config(run, tmp_path), run)
     write_dataset(tmp_path / "empty", {})
+    second = Run(Folder(str(tmp_path / "run2")))
     with pytest.raises(DatasetError, match="is not there"):
-        ingest.run(folder_config(Run(Folder(str(tmp_path / "run2"))), tmp_path / "empty"), run)
+        ingest.run(folder_config(second, tmp_path / "empty"), second)
 
 
 def test_a_store_that_refuses_is_no_fault_of_the_images(tmp_path: Path) -> None:
