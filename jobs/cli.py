@@ -80,7 +80,7 @@ def _options(
 
 
 ConfigPath = Annotated[
-    str, typer.Argument(metavar="RUN_FILE", help="a run file, or the name of a preset, such as demo")
+    str, typer.Argument(metavar="RUN_FILE", help="a run file, a preset such as demo, or a run folder to go on with")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings laid over the run file")
@@ -97,9 +97,20 @@ RunOrFile = Annotated[str, typer.Argument(metavar="RUN", help="a run folder (pat
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, restart_from: From = None, only: Only = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    restart_from: From = None,
+    only: Only = None,
+    relearn: Annotated[
+        bool, typer.Option("--relearn", help="learn prompts anew where images or labels changed, however few")
+    ] = False,
+    as_it_was: Annotated[
+        bool, typer.Option("--as-it-was", help="do not look whether the dataset has changed since the run took it")
+    ] = False,
+) -> None:
     """Make every stage that is not complete yet, print the table, write the report."""
-    _execute(config, overrides, only or None, restart_from)
+    _execute(config, overrides, only or None, restart_from, relearn=relearn, as_it_was=as_it_was)
 
 
 @app.command()
@@ -173,6 +184,28 @@ def export(
             print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
 
 
+@app.command()
+def convert(
+    run: RunUrl,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT", help="coco, panoptic, yolo, mmseg, voc, labelstudio, cvat, cityscapes, fiftyone or hf"
+        ),
+    ],
+    output: Annotated[str | None, typer.Option(help="an empty folder or URL; left out, RUN/exports/FORMAT")] = None,
+    of: Annotated[str | None, typer.Option("--of", help="seeds/fine, seeds/coarse or predictions/NAME")] = None,
+    polygons: Annotated[bool, typer.Option("--polygons", help="of coco: outlines instead of run lengths")] = False,
+) -> None:
+    """Write images and label maps of a run in the format of another tool."""
+    with _told_in_lines():
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.commands.convert import run as convert_run
+
+        print(convert_run(Run(Folder(run)), to, output, of, polygons))
+
+
 @app.command(name="try")
 def try_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="path of an image")],
@@ -189,6 +222,24 @@ def try_image(
         names = [name.strip() for name in labels.split(",") if name.strip()]
         with told_out_of_memory("give a smaller image, or a machine with more memory"):
             print("\n".join(run(settings, image, names, output)))
+
+
+@app.command()
+def init(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="a folder of images; or a VOC root, YOLO's YAML file, tars, Parquet")
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Argument(metavar="[LABELS]", help="a table or a COCO json; left out, it is looked for"),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="the run file; left out, named after the folder")] = None,
+) -> None:
+    """Look at images and labels, and write a run file with comments for `fmwsss run`."""
+    with _told_in_lines():
+        from fmwsss.jobs.commands.init import run
+
+        print("\n".join(run(images, labels, output)))
 
 
 @app.command()
@@ -299,8 +350,12 @@ def show_prompts(
 
 
 def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
-    """The settings of a run file, or those that a run folder was made with."""
-    if run.endswith((".yaml", ".yml")):
+    """The settings of a run file or a preset, or those that a run folder was made with."""
+    from fmwsss.jobs.config.run_file import preset_names
+
+    # A folder that is called as a preset is meant by its path, `./demo`; what is neither is told as a run file is.
+    is_path = "/" in run or os.path.isdir(run)
+    if run.endswith((".yaml", ".yml")) or run in preset_names() or not is_path:
         return load_config(run, overrides)
     from fmwsss.cluster.storage.folder import Folder
     from fmwsss.cluster.storage.ledger import Run
@@ -309,14 +364,25 @@ def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
     return config_of(Run(Folder(run)), overrides)
 
 
-def _execute(path: str, overrides: list[str] | None, only: list[str] | None, restart_from: str | None = None) -> None:
-    """Loads the run file and runs."""
+def _execute(
+    path: str,
+    overrides: list[str] | None,
+    only: list[str] | None,
+    restart_from: str | None = None,
+    **changes: bool,
+) -> None:
+    """Loads the run file, looks at what it names, and runs."""
     with _told_in_lines():
-        config = load_config(path, overrides)
-        # Only now: a typing mistake should not cost the import of Ray and torch.
+        config = _config_of(path, overrides)
+        # Only now: a mistake should not cost the import of Ray and torch.
+        if only is None:
+            from fmwsss.jobs.commands.preflight import look
+
+            look(config)
+        print("starting", flush=True)
         from fmwsss.jobs import steps
 
-        steps.run(config, only, restart_from)
+        steps.run(config, only, restart_from, **changes)
 
 
 def _stage_command(name: str) -> Any:

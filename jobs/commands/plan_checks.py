@@ -18,8 +18,8 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.core.errors import FmwsssError, InputError
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.images import digest, ingest
-from fmwsss.jobs.images.image_rows import demand_indices, image_row
+from fmwsss.jobs.images import digest
+from fmwsss.jobs.images.image_rows import demand_indices, image_row, reading_of
 from fmwsss.jobs.images.readers.base import Source
 from fmwsss.jobs.images.readers.registry import read_dataset
 from fmwsss.jobs.prompts import reuse as taken_prompts
@@ -125,7 +125,7 @@ def labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
     """Reads and decodes a sample of the images."""
     usable = [source for source in sources if not source.problem]
-    reading = ingest.reading_of(config)
+    reading = reading_of(config)
     demand_indices(usable, reading)
     sample = random.Random(config.random_seed).sample(usable, min(NUM_DECODED, len(usable)))
 
@@ -152,7 +152,8 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 
 
 def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> None:
-    if num_bad and (num_bad == num_all or num_bad > config.max_failures * num_all):
+    allowed = max(config.max_failures * num_all, 1 if config.max_failures else 0)
+    if num_bad and (num_bad == num_all or num_bad > allowed):
         raise InputError(f"{num_bad} of {num_all} images {what} (max_failures: {100 * config.max_failures:g} %)")
 
 

@@ -103,6 +103,8 @@ RESULT = pa.schema(
         ("counts", pa.binary()),  # confusion matrices: rows x (1 + powers) x classes x (classes + 1)
         ("boundaries", pa.binary()),  # rows x classes x 3
         ("class_images", pa.list_(pa.int64())),  # images that show each class in their ground truth
+        ("labelled", pa.list_(pa.int64())),  # images that each class is a label of
+        ("seeded", pa.list_(pa.int64())),  # those whose last seed has a pixel of it
         ("statistics", pa.list_(pa.float64())),  # sums over images: rows x SEED_STATISTICS
         ("failures", pa.list_(pa.string())),  # images that could not be judged, and why
     ]
@@ -151,17 +153,20 @@ def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: 
     boundaries = np.zeros((len(rows), num_classes, 3), np.int64)
     num_images, num_judged, unjudged = np.zeros(len(rows), int), np.zeros(len(rows), int), []
     class_images = np.zeros(num_classes, int)
+    labelled, seeded = np.zeros(num_classes, int), np.zeros(num_classes, int)
     arguments = {"run": run, "vocabulary": vocabulary, "rows": tuple(rows)}
     with StageProgress(STAGE, len(images.parts), "parts") as progress:
 
         def on_done(result: dict[str, Any]) -> None:
-            nonlocal counts, boundaries, statistics, num_images, num_judged, class_images
+            nonlocal counts, boundaries, statistics, num_images, num_judged, class_images, labelled, seeded
             counts += np.frombuffer(zlib.decompress(result["counts"]), np.int64).reshape(shape)
             boundaries += np.frombuffer(zlib.decompress(result["boundaries"]), np.int64).reshape(boundaries.shape)
             statistics += np.reshape(result["statistics"], statistics.shape)
             num_images += result["num_images"]
             num_judged += result["num_judged"]
             class_images += result["class_images"]
+            labelled += result["labelled"]
+            seeded += result["seeded"]
             unjudged.extend(result["failures"])
             progress.advance(1, len(result["failures"]))
 
@@ -191,6 +196,11 @@ def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: 
             for name, count in zip(("background", *vocabulary.classes), class_images, strict=True)
             if count
         },
+        "labels": {
+            name: {"images": int(labelled[i]), "seeded": int(seeded[i])}
+            for i, name in enumerate(vocabulary.classes, start=1)
+            if labelled[i]
+        },
         "rows": entries,
         "failures": {receipt.stage: receipt.num_failures for receipt in own if receipt.num_failures},
         "not_judged": sorted(unjudged),
@@ -214,9 +224,15 @@ def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[R
     statistics = np.zeros((len(rows), len(SEED_STATISTICS)))
     class_images = np.zeros(num_classes, np.int64)
     num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
-    truths = run.read_part("images", part, columns=["image_id", "truth"]).to_pylist()
+    truths = run.read_part("images", part, columns=["image_id", "truth", "classes"]).to_pylist()
     tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
+    seeds = next((tables[row.stage] for row in reversed(rows) if row.column == "seed"), {})
+    labelled, seeded = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for image in truths:
+        for index in vocabulary.indices(image["classes"] or ()):
+            labelled[index] += 1
+            own = seeds.get(image["image_id"])
+            seeded[index] += own is not None and vocabulary.classes[index - 1] not in own["missing"]
         try:
             truth = decode_label_png(image["truth"]) if image["truth"] is not None else None
             if truth is not None:
@@ -244,6 +260,8 @@ def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[R
         "counts": zlib.compress(counts.tobytes(), level=1),
         "boundaries": zlib.compress(boundaries.tobytes(), level=1),
         "class_images": class_images,
+        "labelled": labelled,
+        "seeded": seeded,
         "statistics": statistics.ravel(),
         "failures": failures,
     }

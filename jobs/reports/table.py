@@ -51,10 +51,40 @@ def class_cells(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_table(metrics: dict[str, Any]) -> None:
-    """Prints the final table, on a terminal or into a log."""
-    table = Table(
-        title=f"mIoU in %, split: {metrics['split']}" if metrics["truth"] else f"split: {metrics['split']}, no truth"
-    )
+    """Prints the final table, on a terminal or into a log; without ground truth, what can be said without it."""
+    if metrics["truth"]:
+        _print_quality(metrics)
+    else:
+        _print_counts(metrics)
+
+
+def _print_counts(metrics: dict[str, Any]) -> None:
+    """Confidence and coverage of the seeds, and how many images each class is in."""
+    table = Table(title=f"split: {metrics['split']}; no ground truth, so no mIoU")
+    heads = {"name": "labels", "confidence": "confidence", "coverage": "coverage", "images": "images",
+             "failures": "failures", "seconds": "s / image"}  # fmt: skip
+    for key, head in heads.items():
+        table.add_column(head, justify="left" if key == "name" else "right")
+    table.add_column("miss a label", justify="right")
+    for row in metrics["rows"]:
+        if "mean_confidence" not in row:
+            continue  # maps have none
+        missing = f"{100 * row['share_with_missing_class']:.0f} %" if "share_with_missing_class" in row else NONE
+        cells = table_cells(row)
+        table.add_row(*(str(cells[key]) for key in heads), missing)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    if labels := metrics.get("labels"):
+        classes = Table("class", title="images of a class")
+        for head in ("labelled", "in the seed"):
+            classes.add_column(head, justify="right")
+        for name, count in sorted(labels.items(), key=lambda item: -item[1]["images"]):
+            classes.add_row(name, str(count["images"]), str(count["seeded"]))
+        console.print(classes)
+
+
+def _print_quality(metrics: dict[str, Any]) -> None:
+    table = Table(title=f"mIoU in %, split: {metrics['split']}")
     heads = {
         "name": "labels", "split": "split", "miou": "mIoU", "accuracy": "pixels", "boundary": "boundary",
         "worst": "worst class", "best": "best class",
