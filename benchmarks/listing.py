@@ -73,6 +73,7 @@ def look(root: Path, kind: str) -> dict[str, float]:
         "images": len(listing.sources),
         "list_s": round(listed_s, 2),
         "list_and_compare_s": round(time.monotonic() - began_s, 2),
+        "cpu_s": round(time.process_time(), 2),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }
 

@@ -56,7 +56,10 @@ class ImageFiles:
             stems[stem_of(name)] = stems.get(stem_of(name), 0) + 1
         # `a.jpg.png` beside `a.jpg`: the stem of the one is the name of the other.
         taken = set(self.names)
-        is_own = {name: stems[stem_of(name)] == 1 and stem_of(name) not in taken - {name} for name in self.names}
+        is_own = {
+            name: stems[stem] == 1 and (stem == name or stem not in taken)
+            for name, stem in ((name, stem_of(name)) for name in self.names)
+        }
         return {name: id_of(stem_of(name) if is_own[name] else name) for name in self.names}
 
 
