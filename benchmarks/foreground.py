@@ -20,6 +20,7 @@ from benchmarks.table import show, write_json
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.core.class_maps.clip_maps import map_classes
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.metrics import confusion_matrix, mean_iou
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
@@ -54,12 +55,12 @@ def examples_of(config: RunConfig, seeds: str) -> list[Example]:
     for row in rows_of(run, seeds, 1 << 30):
         own, indices = superpixels_from_row(superpixels[row["image_id"]]), vocabulary.indices(row["classes"])
         maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], len(indices), row["grid_height"], row["grid_width"])
-        image = torch.from_numpy(decode_rgb(row["image"], max_pixels=UNLIMITED)).permute(2, 0, 1)[None]
-        features = clip.encode_image(clip.preprocess(image))
-        tokens = features.last_block_input[0, 1:].float().cpu().numpy().reshape(*features.grid, -1)
+        image, text = decode_rgb(row["image"], max_pixels=UNLIMITED), torch.zeros(1, clip.embed_dim, device=clip.device)
+        looks = map_classes(clip, [image], [[1]], text, text, None, 0, (1.0,), 0, looks=section.foreground or "both")
+        assert looks[0].looks is not None
         margins = foreground_margins(seed_image(own, maps, indices, section.alpha).scores)
         truth = decode_label_png(row["truth"])
-        found.append(Example(row["image_id"], own, maps, indices, truth, pooled_tokens(own, tokens), margins))
+        found.append(Example(row["image_id"], own, maps, indices, truth, pooled_tokens(own, looks[0].looks), margins))
     return found
 
 
@@ -74,8 +75,8 @@ def measure(config: RunConfig, seeds: str) -> list[dict[str, Any]]:
     for learned in (False, True):
         for uncovered in ("background", "map"):
             matrix: Any = 0
-            for fold, own in zip(folds, examples, strict=True):
-                decision = models[fold].decide(own.tokens, own.margins) if learned else None
+            for own in examples:
+                decision = models.decide(own.image_id, own.tokens, own.margins) if learned else None
                 seed = seed_image(
                     own.superpixels, own.maps, own.indices, section.alpha, uncovered=uncovered, foreground=decision
                 )

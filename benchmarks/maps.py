@@ -34,7 +34,7 @@ from fmwsss.core.seeds.sams import seed_image
 from fmwsss.jobs.config.class_maps import given_sources
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.seeds.seed import PROMPTS_OF
+from fmwsss.jobs.seeds.maps import PROMPTS_OF
 
 PATCH: dict[str, Any] = {"kind": "patch"}
 SC_CLIP = {"mend_outliers": True, "similarity_depth": 0.75, "smoothing_depth": 0.33, "summed_depths": (0.33, 0.83)}

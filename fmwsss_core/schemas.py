@@ -65,6 +65,16 @@ SEEDS = pa.schema(
     ]
 )
 
+# Class maps before they are painted, where the foreground is learned on the dataset (docs/method.md, M5.5).
+MAPS = pa.schema(
+    [
+        *(SEEDS.field(name) for name in ("image_id", "height_px", "width_px", "classes")),
+        *(SEEDS.field(name) for name in ("grid_height", "grid_width", "cam", "refined_cam")),
+        ("margins", pa.list_(pa.float32())),  # of each superpixel, see foreground_margins
+        ("features", pa.binary()),  # see features_to_bytes: superpixels x width
+    ]
+)
+
 PREDICTIONS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -118,6 +128,15 @@ MAPS_PAYLOAD = [
 ]
 
 
+# What CLIP says of patches, whatever the classes, travels with the maps to where superpixels are pooled.
+LOOKS_PAYLOAD = [
+    *MAPS_PAYLOAD,
+    pa.field("rows", pa.int32()),
+    pa.field("columns", pa.int32()),
+    pa.field("looks", pa.binary()),  # see features_to_bytes: (rows x columns) x width
+]
+
+
 # Maps that somebody else made travel with a decoded image to where those of CLIP are made.
 GIVEN_PAYLOAD = [
     *DECODED_PAYLOAD,
@@ -147,6 +166,19 @@ def maps_row(size: Mapping[str, Any], classes: Sequence[str], maps: ClassMaps) -
         "cam": maps_to_bytes(maps.cam),
         "refined_cam": None if maps.refined_cam is None else maps_to_bytes(maps.refined_cam),
     }
+
+
+def looks_row(size: Mapping[str, Any], classes: Sequence[str], maps: ClassMaps) -> dict[str, Any]:
+    """The row of LOOKS_PAYLOAD that holds the maps of one image and what CLIP says of its patches; as `maps_row`."""
+    assert maps.looks is not None
+    rows, columns, width = maps.looks.shape
+    looks = features_to_bytes(maps.looks.reshape(rows * columns, width))
+    return {**maps_row(size, classes, maps), "rows": rows, "columns": columns, "looks": looks}
+
+
+def looks_from_row(row: Mapping[str, Any]) -> Float[np.ndarray, "rows columns width"]:
+    """What `looks_row` wrote of the patches."""
+    return features_of(row["looks"], row["rows"] * row["columns"]).reshape(row["rows"], row["columns"], -1)
 
 
 def given_from_row(row: Mapping[str, Any]) -> list[ClassMaps]:
@@ -274,6 +306,14 @@ def features_from_bytes(data: bytes, *shapes: tuple[int, int]) -> list[Float[np.
         arrays.append(values.reshape(shape).astype(np.float32) * scale)
         begin += features_bytes(shape)
     return arrays
+
+
+def features_of(data: bytes, num_rows: int) -> Float[np.ndarray, "{num_rows} _"]:
+    """The one float32 array of so many rows that `features_to_bytes` wrote; its width follows from its size."""
+    if num_rows == 0:
+        return np.zeros((0, 0), np.float32)
+    (array,) = features_from_bytes(data, (num_rows, (len(data) - 4) // (2 * num_rows)))
+    return array
 
 
 def features_bytes(*shapes: tuple[int, int]) -> int:

@@ -318,6 +318,20 @@ def verify(
 
 
 @app.command()
+def tune(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, help="images of the sample")] = 40,
+) -> None:
+    """Choose source, alpha and scales of the fine seeds on a sample, without ground truth; no cluster is used."""
+    with _told_in_lines():
+        settings = load_config(config, overrides)
+        from fmwsss.jobs.commands.tune import run
+
+        print("\n".join(run(settings, count)))
+
+
+@app.command()
 def schema(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="as the page docs/run_file.md")] = False,
 ) -> None:

@@ -24,14 +24,14 @@ from fmwsss.jobs.images import ingest, kept_superpixels
 from fmwsss.jobs.prompts import encode, learn
 from fmwsss.jobs.reports import reports
 from fmwsss.jobs.reports.table import print_table
-from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.seeds import foreground, maps, seed
 from fmwsss.jobs.segmenter import predict, train
 from fmwsss.jobs.segmenter.trained import trained_folder
 from fmwsss.jobs.stages import Declaration, Stage, StageError, make_stage, receipt_of, upstream, versions
 from fmwsss.jobs.superpixels import propose
 
 # A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
-MODULES = (ingest, propose, encode, learn, seed, train, predict, reports)
+MODULES = (ingest, propose, encode, learn, maps, foreground, seed, train, predict, reports)
 DECLARED: tuple[Declaration, ...] = tuple(own for module in MODULES for own in module.DECLARATIONS)
 
 

@@ -16,12 +16,13 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.replicas.pixels import pixels_of
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.core.schemas import MAPS_PAYLOAD, given_from_row, maps_row
+from fmwsss.core.schemas import LOOKS_PAYLOAD, MAPS_PAYLOAD, given_from_row, looks_row, maps_row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fmwsss.core.adaptive_batch import FittingBatch
+    from fmwsss.core.class_maps.clip_maps import Looks
     from fmwsss.core.vocabulary import Vocabulary
 
 
@@ -42,7 +43,8 @@ class ClipReplica:
     """A frozen CLIP with one set of prompts, embedded once, that turns decoded images into class maps.
 
     `prompts` is the folder and file of learned ones, or the templates of hand-made ones; `source` is what
-    `fmwsss.core.class_maps.sources.build` reads. Given maps of a mixture come with the images.
+    `fmwsss.core.class_maps.sources.build` reads. Given maps of a mixture come with the images. With `looks`
+    (`map_classes`) what is told of patches goes with the maps.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ClipReplica:
         source: Mapping[str, Any] = {"kind": "gradcam"},
         flip: bool = False,
         max_side_px: int | None = None,
+        looks: Looks | None = None,
     ) -> None:
         from fmwsss.core.class_maps.sources import build
 
@@ -72,6 +75,8 @@ class ClipReplica:
         self.settings = (box_threshold, num_sinkhorn, scales, num_attention_blocks, build(source), flip)
         self.has_affinity = num_attention_blocks > 0
         self.options: dict[str, Any] = {"box_on": box_on, "affinity_map": affinity_map, "max_side_px": max_side_px}
+        self.options["looks"] = looks
+        self.payload, self.to_row = (MAPS_PAYLOAD, maps_row) if looks is None else (LOOKS_PAYLOAD, looks_row)
         # For each patch grid: two panoramas that are too many do not make photographs go one by one.
         self.fitting: dict[tuple[int, int], FittingBatch] = {}
         self.stage = stage
@@ -88,7 +93,10 @@ class ClipReplica:
             return PromptLearner.from_bytes(self.clip, self.vocabulary, folder.read(name))()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out; an image without classes has none and costs nothing."""
+        """DECODED_PAYLOAD rows in, MAPS_PAYLOAD rows out, LOOKS_PAYLOAD rows with `looks`.
+
+        An image without classes has no maps and costs nothing.
+        """
         ready: dict[str, dict[str, Any]] = {}
         for grid, rows in self._batches(block):
             # An error is that of one image: alone, below, it becomes that image's failure.
@@ -99,10 +107,11 @@ class ClipReplica:
         def maps_of(row: dict[str, Any]) -> dict[str, Any]:
             if not row["classes"]:
                 size = {"height_px": row["height_px"], "width_px": row["width_px"], "grid_height": 0, "grid_width": 0}
-                return {**size, "classes": [], "cam": b"", "refined_cam": b"" if self.has_affinity else None}
+                nothing = {"cam": b"", "refined_cam": b"" if self.has_affinity else None}
+                return {**dict.fromkeys(field.name for field in self.payload), **size, "classes": [], **nothing}
             return ready.get(row["image_id"]) or self._map_classes([row])[0]
 
-        return map_rows(block, maps_of, MAPS_PAYLOAD, self.stage)
+        return map_rows(block, maps_of, self.payload, self.stage)
 
     def _batches(self, block: pa.Table) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
         """Images of one patch grid, and the grid, a few at a time; of a shard always the same ones."""
@@ -129,4 +138,4 @@ class ClipReplica:
         texts = (self.foreground, self.background)
         found = map_classes(self.clip, images, indices, *texts, *self.settings, given=given, **self.options)
         names = [[self.vocabulary.classes[index - 1] for index in own] for own in indices]
-        return [maps_row(*own) for own in zip(rows, names, found, strict=True)]
+        return [self.to_row(*own) for own in zip(rows, names, found, strict=True)]

@@ -39,6 +39,7 @@ AGAIN = "_again.json"
 RECEIPT = "_receipt.json"
 MANIFEST = "manifest.json"
 PROMPTS_FILE = "prompts.safetensors"
+FOREGROUND_FILE = "foreground.safetensors"
 TIMELINES = "timeline"  # a folder; what an earlier release wrote is one file
 OLD_TIMELINE = "timeline.json"
 FAILURES_FOLDER = "failures"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +15,13 @@ from fmwsss.core.class_maps.attention_affinity import AffinityMap, BoxOn, refine
 from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.softmax_gradcam import normalise
 from fmwsss.core.class_maps.sources import GradCam, MapSource, Mixture, View, num_blocks_of
-from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip
+from fmwsss.core.clip.frozen_clip import NUM_ATTENTION_BLOCKS, FrozenClip, ImageFeatures
 from fmwsss.core.clip.last_block import ATTENTION_AT_ONCE
 from fmwsss.core.errors import InputError
 from fmwsss.core.resize import upsample
+
+# What is told of patches beside their maps: the embedding of each alone, its token before the last block, or both.
+Looks = Literal["patches", "tokens", "both"]
 
 
 def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
@@ -63,6 +68,7 @@ def map_classes(
     box_on: BoxOn = "map",
     affinity_map: AffinityMap = "normalised",
     given: Sequence[Sequence[ClassMaps]] | None = None,
+    looks: Looks | None = None,
 ) -> list[ClassMaps]:
     """Maps of the classes that images show.
 
@@ -82,6 +88,7 @@ def map_classes(
         box_on: as in `attention_affinity.refine`.
         affinity_map: whether the affinity spreads the normalised maps, or the raw ones of a source that has any.
         given: of each image, the maps that somebody else made, for a mixture with weights for them.
+        looks: what is told of each patch beside the maps; None: nothing.
 
     Raises:
         ValueError: images of different patch grids, or not as many given maps as the mixture has weights for.
@@ -95,12 +102,13 @@ def map_classes(
         present[row, [index - 1 for index in indices]] = True
     pixels = [torch.from_numpy(image).to(clip.device).permute(2, 0, 1)[None] for image in images]
     blocks = tuple(sorted(mixture.blocks_kept(num_blocks_of(clip))))
-    views, bound = [], bound_of(clip, grids.pop(), max_side_px)
+    views, plain, bound = [], None, bound_of(clip, grids.pop(), max_side_px)
     for scale in sorted(scales):
         at_scale = torch.cat([clip.preprocess(image, scale * bound) for image in pixels])
         for is_mirrored in (False, True) if flip else (False,):
             seen = at_scale.flip(3) if is_mirrored else at_scale
             view = View(clip, seen, present, foreground, background, blocks, num_attention_blocks)
+            plain = view if scale == 1 and not is_mirrored else plain
             affinity = (box_threshold, num_sinkhorn, box_on, affinity_map)
             views.append([_maps_of(view, own, affinity, is_mirrored) for own in mixture.sources])
     found = []
@@ -109,7 +117,18 @@ def map_classes(
             given[number] if given else ()
         )
         found.append(mixed(parts, mixture.weights))
-    return found
+    if looks is None:
+        return found
+    features = (
+        plain.features if plain else clip.encode_image(torch.cat([clip.preprocess(image, bound) for image in pixels]))
+    )
+    return [replace(own, looks=told) for own, told in zip(found, _looks_of(features, looks), strict=True)]
+
+
+def _looks_of(features: ImageFeatures, looks: Looks) -> Float32[np.ndarray, "images grid_height grid_width width"]:
+    told = {"patches": features.patches, "tokens": features.last_block_input[:, 1:]}
+    chosen = torch.cat([told[name] for name in (told if looks == "both" else [looks])], dim=2)
+    return chosen.float().unflatten(1, features.grid).cpu().numpy()
 
 
 def _maps_of(

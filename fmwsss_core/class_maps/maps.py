@@ -19,11 +19,13 @@ class ClassMaps:
         cam: class maps as their source makes them.
         refined_cam: the same after the attention-based affinity; None where that was not asked for.
         background: a map of the surroundings, 0 to 1; None from a source that has none.
+        looks: what CLIP says of each patch at scale 1, whatever the classes; None where that was not asked for.
     """
 
     cam: Float32[np.ndarray, "present grid_height grid_width"]
     refined_cam: Float32[np.ndarray, "present grid_height grid_width"] | None
     background: Float32[np.ndarray, "grid_height grid_width"] | None = None
+    looks: Float32[np.ndarray, "rows columns width"] | None = None
 
 
 def min_max(maps: Float[np.ndarray, "maps height width"]) -> Float32[np.ndarray, "maps height width"]:

@@ -40,11 +40,13 @@ class ImageFeatures:
             token's row and column removed (M2.2); None when it was not asked for.
         grid: (h, w) patch tokens.
         block_outputs: tokens, class token first, after each of `blocks_kept`, in the order of the blocks.
+        patches: the embedding of each patch alone, before its position is added and any block is run.
     """
 
     last_block_input: Float[Tensor, "batch all_tokens width"]
     attention: Float[Tensor, "batch tokens tokens"] | None
     grid: tuple[int, int]
+    patches: Float[Tensor, "batch tokens width"]
     block_outputs: tuple[Float[Tensor, "batch all_tokens width"], ...] = ()
 
 
@@ -178,8 +180,9 @@ class FrozenClip(nn.Module):
             raise InputError(f"image sides {tuple(pixels.shape[-2:])} are not multiples of the patch {self.patch_size}")
         patches = visual.conv1(pixels)
         grid = (int(patches.shape[2]), int(patches.shape[3]))
+        patches = patches.flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.expand(len(patches), 1, -1)
-        x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+        x = torch.cat([class_token, patches], dim=1)
         x = visual.ln_pre(x + self.position_embedding(grid))
 
         blocks = visual.transformer.resblocks
@@ -205,7 +208,7 @@ class FrozenClip(nn.Module):
                 kept.append(x)
         if attention is not None:
             attention /= len(blocks) - first_averaged
-        return ImageFeatures(x, attention, grid, tuple(kept))
+        return ImageFeatures(x, attention, grid, patches, tuple(kept))
 
     def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "all_tokens width"]:
         """Position embedding for a grid: class entry kept, the rest bilinear, align_corners False (M2)."""

@@ -8,19 +8,22 @@ counts as much as that of the map. No ground truth has a part in it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from scipy import optimize
 
 from fmwsss.core.errors import InputError
 from fmwsss.core.superpixels.masks import Superpixels
 
 NUM_FOLDS = 5
-NUM_COMPONENTS = 64
-PENALTY = 30.0
+NUM_COMPONENTS = 192
+PENALTY = 100.0
 _TINY = 1e-9
 
 
@@ -50,10 +53,59 @@ class ForegroundModel:
         """Looks and map together, each in units of its deviation: above 0 a superpixel is foreground.
 
         Args:
-            features: mean of the image's tokens in each superpixel.
+            features: of each superpixel (`pooled_tokens`).
             margins: as `foreground_margins` gives them.
         """
         return margins / self.margin_std + self.logits(features) / self.logit_std
+
+
+@dataclass(frozen=True, eq=False)
+class FoldModels:
+    """The models of all folds: an image is judged by the one that was not fitted to it.
+
+    Attributes:
+        models: by fold.
+        is_fitted: of each; where the superpixels of the other folds teach nothing, the maps decide alone.
+    """
+
+    models: tuple[ForegroundModel, ...]
+    is_fitted: tuple[bool, ...]
+
+    def decide(
+        self,
+        image_id: str,
+        features: Float[np.ndarray, "superpixels features"],
+        margins: Float[np.ndarray, " superpixels"],
+    ) -> Float64[np.ndarray, " superpixels"]:
+        """See `ForegroundModel.decide`, of the model of the image's fold."""
+        (fold,) = fold_of([image_id], len(self.models))
+        return self.models[fold].decide(features, margins) if self.is_fitted[fold] else margins.astype(np.float64)
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file; equal models, equal bytes."""
+        columns = {
+            "weight": np.stack([model.weight for model in self.models]),
+            "bias": np.array([model.bias for model in self.models]),
+            "margin_std": np.array([model.margin_std for model in self.models]),
+            "logit_std": np.array([model.logit_std for model in self.models]),
+            "is_fitted": np.array(self.is_fitted, dtype=np.uint8),
+        }
+        return save(columns)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FoldModels:
+        """The models of `to_bytes`.
+
+        Raises:
+            InputError: not such a file.
+        """
+        try:
+            columns = load(data)
+            rows = [columns[name] for name in ("weight", "bias", "margin_std", "logit_std", "is_fitted")]
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"this is no model of foreground superpixels: {error}") from None
+        models = [ForegroundModel(weight, *map(float, numbers)) for weight, *numbers in zip(*rows[:4], strict=True)]
+        return cls(tuple(models), tuple(map(bool, rows[4])))
 
 
 def pooled_tokens(
@@ -138,7 +190,7 @@ def fit_folds(
     margins: Float[np.ndarray, " superpixels"],
     fold: Int[np.ndarray, " superpixels"],
     num_folds: int = NUM_FOLDS,
-) -> list[ForegroundModel]:
+) -> FoldModels:
     """For each fold a model of all other folds: no superpixel is judged by a model that was fitted to its own seed.
 
     Args:
@@ -146,17 +198,34 @@ def fit_folds(
         margins: of their seeds.
         fold: 0 to `num_folds` - 1; all superpixels of one image in one fold (`fold_of`).
         num_folds: how many models.
-
-    Raises:
-        ValueError: the superpixels of the other folds are all foreground or all background.
     """
-    return [fit_foreground(features[fold != number], margins[fold != number]) for number in range(num_folds)]
+    models, is_fitted = [], []
+    for number in range(num_folds):
+        others = fold != number
+        foreground = margins[others] > 0
+        is_fitted.append(bool(foreground.any() and not foreground.all()))
+        if is_fitted[-1]:
+            models.append(fit_foreground(features[others], margins[others]))
+        else:
+            models.append(ForegroundModel(np.zeros(features.shape[1]), 0.0, 1.0, 1.0))
+    return FoldModels(tuple(models), tuple(is_fitted))
 
 
 def fold_of(image_ids: Sequence[str], num_folds: int = NUM_FOLDS) -> Int[np.ndarray, " images"]:
-    """The fold of each image: by its place in the sorted ids, so that it does not depend on shards."""
-    place = {image_id: number for number, image_id in enumerate(sorted(set(image_ids)))}
-    return np.array([place[image_id] % num_folds for image_id in image_ids], dtype=np.int64)
+    """The fold of each image: by its id alone, so that neither shards nor other images have a part in it."""
+    digests = [hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids]
+    return np.array([int.from_bytes(digest, "big") % num_folds for digest in digests], dtype=np.int64)
+
+
+def evenly(counts: Sequence[int], most: int) -> list[int]:
+    """Which images a model is fitted to: all, or every second, third, ... so that they have `most` superpixels or so.
+
+    Args:
+        counts: superpixels of each image, in an order that does not depend on shards.
+        most: superpixels that a fit may take.
+    """
+    step = max(1, -(-sum(counts) // most))
+    return list(range(0, len(counts), step))
 
 
 def rescore(

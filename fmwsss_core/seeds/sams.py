@@ -136,6 +136,19 @@ def class_scores(
     return _class_scores(superpixels, cams, lambda *_: None)
 
 
+def superpixel_scores(
+    superpixels: Superpixels, cams: Float32[np.ndarray, "present grid_height grid_width"], alpha: float
+) -> Float32[np.ndarray, "superpixels background_and_present"]:
+    """`Seed.scores` (eq. 8 and 9) without a seed: nothing is painted.
+
+    Args:
+        superpixels: of one image.
+        cams: one map for each present class.
+        alpha: exponent of the background score, > 0.
+    """
+    return _scores(class_scores(superpixels, cams).T, alpha).T
+
+
 def _class_scores(
     superpixels: Superpixels,
     cams: Float32[np.ndarray, "present grid_height grid_width"],

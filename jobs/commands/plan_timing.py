@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from fmwsss.cluster.models.device import pick_device, use_threads
@@ -12,8 +13,9 @@ from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.segmenters import SegmenterSpec, new_segmenter
 from fmwsss.cluster.models.spec import ModelSpec
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE
+from fmwsss.cluster.storage.ledger import FOREGROUND_FILE, PROMPTS_FILE
 from fmwsss.core.adaptive_batch import FittingBatch
+from fmwsss.core.seeds.foreground import fit_folds, fit_foreground
 from fmwsss.core.segmenter.optimizer import backward
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.prompts import LearnSection
@@ -21,6 +23,8 @@ from fmwsss.jobs.config.segmenter import SegmenterSection
 from fmwsss.jobs.prompts.batches import Batch
 from fmwsss.jobs.prompts.encode import shapes_of
 from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
+
+NUM_FEATURES = 512  # of a superpixel
 
 
 def learning_step_s(
@@ -49,6 +53,21 @@ def learning_step_s(
 def write_initial_prompts(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, folder: Folder) -> None:
     """Prompts as they are before the first step, in place of learned ones."""
     folder.write(PROMPTS_FILE, make_learner(load_clip(spec), vocabulary, section, random_seed=0).to_bytes())
+
+
+def foreground_fit_s(num_thousands: int, num_threads: int) -> float:
+    """Seconds of fitting one model of foreground to so many thousand superpixels of noise."""
+    use_threads(num_threads)
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(1000 * num_thousands, NUM_FEATURES)).astype(np.float32)
+    margins = generator.normal(size=len(features))
+    return _second_time_s(lambda: fit_foreground(features, margins))  # type: ignore[arg-type]
+
+
+def write_untrained_foreground(folder: Folder) -> None:
+    """Models that leave everything to the maps, in place of learned ones."""
+    nothing = np.zeros((0, 1), np.float32)
+    folder.write(FOREGROUND_FILE, fit_folds(nothing, np.zeros(0), np.zeros(0, np.int64)).to_bytes())
 
 
 def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: int, num_threads: int) -> float:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, Float64, UInt8
 from PIL import Image, ImageDraw
 
 from fmwsss.cluster.models.loaders import load_clip, load_sam
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE
+from fmwsss.cluster.storage.ledger import FOREGROUND_FILE, PROMPTS_FILE
 from fmwsss.core.class_maps.clip_maps import map_classes
 from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.sources import build
@@ -21,6 +21,9 @@ from fmwsss.core.errors import InputError
 from fmwsss.core.images import decode_rgb
 from fmwsss.core.overlays import with_labels, with_map, with_superpixels
 from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
+from fmwsss.core.seeds.foreground import FoldModels, foreground_margins, pooled_tokens
+from fmwsss.core.seeds.sams import superpixel_scores
+from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
@@ -61,11 +64,15 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
         raise InputError(f"{output} cannot be written: no folder {Path(output).parent}")
 
     section = config.seeds.fine
-    maps, prompts = _maps(config, image, indices, Path(image_path).stem)
+    image_id = Path(image_path).stem
+    maps, prompts = _maps(config, image, indices, image_id)
     superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
     chosen = getattr(maps, MAPS_COLUMN[section.maps])
     words = f"{section.source.kind} maps" if prompts is None else f"{section.source.kind} maps of {prompts} prompts"
-    seed = make_seed(section, superpixels, chosen, indices, data)
+    decision = _foreground(config, maps, superpixels, superpixel_scores(superpixels, chosen, section.alpha), image_id)
+    if decision is not None:
+        words += ", foreground as the run has learned it"
+    seed = make_seed(section, superpixels, chosen, indices, data, decision)
 
     names = [vocabulary.classes[index - 1] for index in indices]
     panels = {"image": image, f"seed ({section.method})": with_labels(image, seed.labels)}
@@ -97,10 +104,11 @@ def _maps(
         parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
         return mixed(given, [part.weight for part in parts] or [1.0]), None
     clip = load_clip(config.clip.spec())
-    foreground, background, prompts = _text(config, clip)
+    foreground, background, prompts = text_of(config, clip)
     num_blocks = section.num_attention_blocks if section.has_affinity else 0
     settings = (section.box_threshold, section.num_sinkhorn, section.scales, num_blocks)
     more = {"box_on": section.box_on, "affinity_map": section.affinity_map, "max_side_px": section.max_side_px}
+    more |= {"looks": section.foreground}
     source = build(section.source.model_dump())
     text = (foreground, background)
     return map_classes(clip, [image], [indices], *text, *settings, source, section.flip, given=[given], **more)[
@@ -108,7 +116,23 @@ def _maps(
     ], prompts
 
 
-def _text(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:
+def _foreground(
+    config: RunConfig,
+    maps: ClassMaps,
+    superpixels: Superpixels,
+    scores: Float32[np.ndarray, "superpixels background_and_present"],
+    image_id: str,
+) -> Float64[np.ndarray, " superpixels"] | None:
+    """What the run has learned of foreground, about this image; None where it has learned nothing, or not yet."""
+    folder = Folder(config.run).child("foreground/fine")
+    if not config.seeds.fine.foreground or not len(superpixels) or not folder.exists(FOREGROUND_FILE):
+        return None
+    assert maps.looks is not None
+    models = FoldModels.from_bytes(folder.read(FOREGROUND_FILE))
+    return models.decide(image_id, pooled_tokens(superpixels, maps.looks), foreground_margins(scores))
+
+
+def text_of(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Text embeddings of classes and backgrounds, and which prompts they come from."""
     vocabulary, section = config.resolve_vocabulary(), config.seeds.fine
     for which in ("segmentation", "classification") if section.prompts == "learned" else ():

@@ -116,6 +116,12 @@ class RunConfig(Section):
             raise ValueError("`predict.cam_weight` needs maps of what is predicted; `seeds.fine.source` has given ones")
         return self
 
+    @model_validator(mode="after")
+    def _renewed_seeds_are_of_single_images(self) -> RunConfig:
+        if self.learn.joint_every is not None and self.seeds.coarse.foreground:
+            raise ValueError("`seeds.coarse.foreground` can't be learned anew for every `learn.joint_every` iterations")
+        return self
+
     def resolve_vocabulary(self) -> Vocabulary:
         """The classes of this run."""
         if isinstance(self.vocabulary, str):

@@ -38,6 +38,9 @@ class SeedSection(Section):
     """Give a labelled class without a pixel its best superpixel; needs `method: sams` (M5.2)."""
     uncovered: Literal["background", "map"] = "background"
     """Pixels in no superpixel: background (paper), or what the map says there (ours); of `method: sams` (M5.2)."""
+    foreground: Literal["patches", "tokens", "both"] | None = None
+    """Learn on the whole dataset what foreground looks like (ours): from CLIP's embeddings of single patches, the
+    tokens before its last block, or both; null: the maps of the image decide alone (M5.5)."""
     maps: Literal["cam", "cam+caa"] = "cam+caa"
     """Which maps classify the superpixels, plain or refined by affinity; both are stored and judged (M2.2)."""
     alpha: Annotated[float, Field(gt=0)] = 0.6
@@ -75,6 +78,14 @@ class SeedSection(Section):
     def _given_maps_have_no_attention(self) -> SeedSection:
         if self.maps == "cam+caa" and not needs_clip(self.source):
             raise ValueError("`maps: cam+caa` needs CLIP's attention, and the source is given maps: write `maps: cam`")
+        return self
+
+    @model_validator(mode="after")
+    def _foreground_is_of_superpixels_and_clip(self) -> SeedSection:
+        if self.foreground and self.method != "sams":
+            raise ValueError("`foreground` needs `method: sams`")
+        if self.foreground and not needs_clip(self.source):
+            raise ValueError("`foreground` needs CLIP, and the source is given maps")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.prompts import learn_job
 from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.seeds.maps import PROMPTS_OF
 from fmwsss.jobs.stages import make_stage
 
 
@@ -40,12 +41,12 @@ def renewal(config: RunConfig, run: Run) -> Renewal | None:
     every = config.learn.joint_every
     if every is None:
         return None
-    last_snapshot = max(learn_job.snapshots(run, seed.PROMPTS_OF["coarse"]), default=0)
+    last_snapshot = max(learn_job.snapshots(run, PROMPTS_OF["coarse"]), default=0)
 
     def renew(iteration: int) -> str:
         name = f"seeds/joint/{iteration:08d}"
         file = learn_job.snapshot_file(min(iteration, last_snapshot))
-        stage = seed.seeds_stage(config, name, config.seeds.coarse, seed.PROMPTS_OF["coarse"], file, png=False)
+        stage = seed.seeds_stage(config, name, config.seeds.coarse, PROMPTS_OF["coarse"], file, png=False)
         make_stage(stage, run, config.max_failures, advised="prompts/segmentation")
         return name
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from fmwsss.cluster.execution.subprocess_decoder import decoder
 from fmwsss.core.images import UNLIMITED
@@ -25,12 +25,16 @@ def make_seed(
     maps: Float32[np.ndarray, "present grid_height grid_width"],
     class_indices: Sequence[int],
     image: bytes | None,
+    foreground: Float[np.ndarray, " superpixels"] | None = None,
 ) -> Seed:
-    """The seed of one image by the method of the run file; the encoded image is read for `crf` alone."""
+    """The seed of one image by the method of the run file; the encoded image is read for `crf` alone.
+
+    `foreground` is of `FoldModels.decide`, for `sams` alone.
+    """
     arguments = (superpixels, maps, class_indices, section.alpha)
     if section.method == "sams":
         options = {"ignore_below": section.ignore_below, "keep_labelled": section.keep_labelled}
-        return seed_image(*arguments, **options, uncovered=section.uncovered)
+        return seed_image(*arguments, **options, uncovered=section.uncovered, foreground=foreground)
     if section.method == "crf":
         assert image is not None
         seed = crf_seed(decoder().rgb(image, max_pixels=UNLIMITED), *arguments)

@@ -1,4 +1,7 @@
-"""Stages `seeds/coarse` and `seeds/fine`: superpixels are classified by class maps and painted."""
+"""Stages `seeds/coarse` and `seeds/fine`: superpixels are classified by class maps and painted.
+
+Maps come from CLIP as they are made; where the foreground is learned on the dataset, from the stage that keeps them.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fmwsss.cluster.execution.resources import ReplicaPlan, plan_replicas
-from fmwsss.cluster.execution.rows import keep_images, map_rows, write_block
+from fmwsss.cluster.execution.resources import plan_replicas
+from fmwsss.cluster.execution.rows import keep_images, map_rows, start_rows, write_block
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.replicas.clip_maps import ClipReplica
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Run
+from fmwsss.cluster.storage.ledger import FOREGROUND_FILE, PROMPTS_FILE, Run
 from fmwsss.core.images import encode_grey_png, encode_label_png
-from fmwsss.core.schemas import SEEDS, maps_from_bytes, superpixels_from_row
+from fmwsss.core.schemas import MAPS, SEEDS, features_of, maps_from_bytes, superpixels_from_row
+from fmwsss.core.seeds.foreground import FoldModels
 from fmwsss.core.vocabulary import Vocabulary
-from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
-from fmwsss.jobs.images.decode import decode_shard
-from fmwsss.jobs.seeds.given import add_given, given_shard
+from fmwsss.jobs.seeds.maps import PROMPTS_OF, map_operators
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
 from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 
-PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
+KEPT_PAYLOAD = [field for field in MAPS if field.name != "image_id"]
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]
 
 
@@ -41,7 +43,7 @@ def seeds_stage(
 
     Args:
         config: the run file.
-        name: where the seeds go.
+        name: where the seeds go; of `seeds/fine` with a learned foreground the maps are in `maps/fine`, and so on.
         section: how they are made.
         prompts: the stage that learned the prompts.
         prompts_file: their file in it.
@@ -49,10 +51,14 @@ def seeds_stage(
         judged: what of them the report compares with the ground truth.
     """
     with_png = config.seeds.png if png is None else png
+    if section.foreground:
+        read: tuple[str, ...] = tuple(f"{room}/{name.removeprefix('seeds/')}" for room in ("maps", "foreground"))
+    else:
+        read = (prompts,) if section.needs_prompts else ()
     return Stage(
         name=name,
         unit="images",
-        reads=("images", "superpixels", *([prompts] if section.needs_prompts else [])),
+        reads=("images", "superpixels", *read),
         settings=lambda: {
             "clip": config.clip.model_dump(),
             "seeds": section.model_dump(mode="json"),
@@ -62,7 +68,7 @@ def seeds_stage(
         operators=lambda run: _operators(
             config, run, name, section, (run.folder.child(prompts), prompts_file), with_png
         ),
-        cost=ShardCost(ClipReplica),
+        cost=ShardCost(None if section.foreground else ClipReplica),
         judged=judged,
     )
 
@@ -81,7 +87,7 @@ def _fine(config: RunConfig) -> list[Stage]:
 
 def _maps(section: SeedSection, of: str, name: str) -> tuple[Judged, ...]:
     """Class maps before and after the affinity, and the best that can be cut out of them; SAM has no part in them."""
-    own = {"source": section.source.kind, "without": ("superpixels",)}
+    own = {"source": section.source.kind, "without": ("superpixels", f"foreground/{name}")}
     columns = {key: column for key, column in MAPS_COLUMN.items() if column != "refined_cam" or section.has_affinity}
     made = [Judged(f"{key}{of}", column, section.alpha, **own) for key, column in columns.items()]
     return (*made, Judged(f"maps of {name} cut best", "cut", maps=MAPS_COLUMN[section.maps], **own))
@@ -116,49 +122,33 @@ def _operators(
         "png": png,
         "confidence": config.seeds.confidence,
     }
+    if section.foreground:
+        maps, foreground = (f"{room}/{stage.removeprefix('seeds/')}" for room in ("maps", "foreground"))
+        models = run.folder.child(foreground)
+        arguments = {**write_arguments, "maps": maps, "models": models}
+        return [Operator(paint_shard, arguments, num_cpus=plan.helper_cpus)]
     return [
         *map_operators(config, run, plan, section, prompts, stage),
         Operator(write_shard, write_arguments, num_cpus=plan.helper_cpus),
     ]
 
 
-def map_operators(
-    config: RunConfig, run: Run, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
-) -> list[Operator]:
-    """The operators from the images of the run to the maps of their classes."""
-    given = given_sources(section.source)
-    own = {"sources": given, "vocabulary": config.resolve_vocabulary(), "stage": stage}
-    if not needs_clip(section.source):
-        parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
-        weights = [part.weight for part in parts] or [1.0]
-        return [Operator(given_shard, {"run": run, "weights": weights, **own}, num_cpus=plan.helper_cpus)]
-    return [
-        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
-        *([Operator(add_given, own, num_cpus=plan.helper_cpus)] if given else []),
-        clip_operator(config, plan, section, prompts, stage),
-    ]
+def paint_shard(block: pa.Table, run: Run, maps: str, models: Folder, stage: str, **arguments: Any) -> pa.Table:
+    """A block that names one part in; the seeds of the maps that were kept, with the foreground that was learned.
 
-
-def clip_operator(
-    config: RunConfig, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
-) -> Operator:
-    """The operator that turns decoded images into maps of their classes, as one set of seeds wants them."""
-    arguments = {
-        "spec": config.clip.spec(),
-        "vocabulary": config.resolve_vocabulary(),
-        "prompts": prompts if section.prompts == "learned" else section.templates,
-        "box_threshold": section.box_threshold,
-        "num_sinkhorn": section.num_sinkhorn,
-        "scales": section.scales,
-        "num_attention_blocks": section.num_attention_blocks if section.has_affinity else 0,
-        "box_on": section.box_on,
-        "affinity_map": section.affinity_map,
-        "stage": stage,
-        "source": section.source.model_dump(),
-        "flip": section.flip,
-        "max_side_px": section.max_side_px,
-    }
-    return plan.operator(ClipReplica, arguments)
+    Args:
+        block: of one row.
+        run: the run folder.
+        maps: the stage that keeps the maps.
+        models: the folder of the models of the foreground.
+        stage: where the seeds go.
+        arguments: of `write_shard`.
+    """
+    part = block["part"][0].as_py()
+    # An image whose maps could not be made is told in failures of that stage; here it is left out.
+    started = start_rows(part, run.read_part(maps, part).to_pylist(), KEPT_PAYLOAD)
+    foreground = FoldModels.from_bytes(models.read(FOREGROUND_FILE))
+    return write_shard(started, run, stage, foreground=foreground, **arguments)
 
 
 def write_shard(
@@ -169,6 +159,7 @@ def write_shard(
     section: SeedSection,
     png: bool,
     confidence: bool,
+    foreground: FoldModels | None = None,
 ) -> pa.Table:
     """The class maps of one shard in, its seeds and failures written, its counts out."""
     part = block["part"][0].as_py()
@@ -182,7 +173,7 @@ def write_shard(
     seeded = map_rows(
         keep_images(block, superpixels),
         lambda row: _seed_row(
-            row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence
+            row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence, foreground
         ),
         SEEDS_PAYLOAD,
         stage,
@@ -197,11 +188,16 @@ def _seed_row(
     vocabulary: Vocabulary,
     section: SeedSection,
     with_confidence: bool,
+    foreground: FoldModels | None,
 ) -> dict[str, Any]:
     superpixels = superpixels_from_row(superpixels_row)
     indices = vocabulary.indices(row["classes"])
     maps = maps_from_bytes(row[MAPS_COLUMN[section.maps]], len(indices), row["grid_height"], row["grid_width"])
-    seed = make_seed(section, superpixels, maps, indices, image)
+    decision = None
+    if foreground is not None and row["margins"]:
+        margins = np.asarray(row["margins"], np.float32)
+        decision = foreground.decide(row["image_id"], features_of(row["features"], len(margins)), margins)
+    seed = make_seed(section, superpixels, maps, indices, image, decision)
     return {
         **{field.name: row[field.name] for field in SEEDS if field.name in row},
         "seed": encode_label_png(seed.labels),

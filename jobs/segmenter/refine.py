@@ -18,7 +18,7 @@ from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import PredictSection
 from fmwsss.jobs.images.decode import decode_row
-from fmwsss.jobs.seeds import seed
+from fmwsss.jobs.seeds.maps import PROMPTS_OF, clip_operator
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 from fmwsss.jobs.stages import Judged, Stage
 
@@ -50,7 +50,7 @@ def refined_stage(
         judged: what of the labels the report compares with the ground truth.
     """
     section, source = config.predict, SOURCE_OF[method]
-    prompts = (seed.PROMPTS_OF["fine"],) if section.cam_weight and config.seeds.fine.needs_prompts else ()
+    prompts = (PROMPTS_OF["fine"],) if section.cam_weight and config.seeds.fine.needs_prompts else ()
 
     def settings() -> dict[str, Any]:
         found: dict[str, Any] = {"method": method, "png": section.png}
@@ -91,11 +91,11 @@ def _operators(config: RunConfig, learned: Run, name: str, predicted: str, sourc
     }
     operators = [Operator(refine_shard, arguments, num_cpus=plan.helper_cpus)]
     if section.cam_weight:
-        prompts = (learned.folder.child(seed.PROMPTS_OF["fine"]), PROMPTS_FILE)
+        prompts = (learned.folder.child(PROMPTS_OF["fine"]), PROMPTS_FILE)
         decode = {"run": run, "predicted": predicted, "stage": stage}
         operators = [
             Operator(decode_predicted_shard, decode, num_cpus=plan.helper_cpus),
-            seed.clip_operator(config, plan, config.seeds.fine, prompts, stage),
+            clip_operator(config, plan, config.seeds.fine, prompts, stage),
             *operators,
         ]
     return operators

@@ -138,3 +138,24 @@ def test_affinity_spreads_what_it_is_told_to(clip: FrozenClip, box_on: BoxOn, af
         result = np.maximum(result, 0)
         result = (result - result.min()) / (result - result.min()).max()
         np.testing.assert_allclose(refined.ravel(), result, atol=1e-4)
+
+
+def test_what_clip_says_of_patches_goes_with_the_maps_at_scale_one(clip: FrozenClip):
+    image, text = draw_scene(2).image, handmade_embeddings(clip, TOY)
+    pixels = clip.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None])
+    visual: Any = clip.model.visual
+    with torch.no_grad():
+        patches = visual.conv1(pixels)[0].permute(1, 2, 0)
+    features = clip.encode_image(pixels)
+    tokens = features.last_block_input[0, 1:].reshape(*features.grid, -1)
+    expected: dict[Any, torch.Tensor] = {"patches": patches, "tokens": tokens, "both": torch.cat([patches, tokens], 2)}
+    for (looks, own), scales, flip in zip(
+        expected.items(), ((1.0,), (0.5, 1.0), (2.0,)), (False, True, False), strict=True
+    ):
+        settings: dict[str, Any] = {"box_threshold": None, "num_sinkhorn": 1, "scales": scales, "flip": flip}
+        (found,) = map_classes(clip, [image], [[1, 5]], *text, **settings, num_attention_blocks=0, looks=looks)
+        assert found.looks is not None
+        np.testing.assert_allclose(found.looks, own.numpy(), atol=1e-4)
+        (plain,) = map_classes(clip, [image], [[1, 5]], *text, **settings, num_attention_blocks=0)
+        assert plain.looks is None
+        np.testing.assert_array_equal(plain.cam, found.cam)

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fmwsss.core.seeds.foreground import fit_folds, fit_foreground, fold_of, foreground_margins, pooled_tokens, rescore
-from fmwsss.core.seeds.sams import seed_image
+from fmwsss.core.seeds.foreground import (
+    FoldModels,
+    evenly,
+    fit_folds,
+    fit_foreground,
+    fold_of,
+    foreground_margins,
+    pooled_tokens,
+    rescore,
+)
+from fmwsss.core.seeds.sams import seed_image, superpixel_scores
 from tests.fmwsss_core.seeds.test_sams import halves, superpixels_of
 from tests.references import foreground as reference
 
@@ -61,7 +70,8 @@ def test_looks_mend_what_single_maps_get_wrong():
     truth = truth > np.median(truth)
     fold = np.arange(600) % 5
     models = fit_folds(features, noisy, fold)
-    decided = np.array([models[k].decide(features[[i]], noisy[[i]])[0] > 0 for i, k in enumerate(fold)])
+    own = [models.models[k] for k in fold]
+    decided = np.array([model.decide(features[[i]], noisy[[i]])[0] > 0 for i, model in enumerate(own)])
     assert (decided == truth).mean() > (np.asarray(noisy > 0) == truth).mean() + 0.05
 
 
@@ -71,14 +81,51 @@ def test_no_superpixel_is_judged_by_its_own_seed():
     before = fit_folds(features, margins, fold)
     changed = np.where(fold == 2, -margins, margins)
     after = fit_folds(features, changed, fold)
-    np.testing.assert_array_equal(before[2].weight, after[2].weight)
-    assert not np.array_equal(before[1].weight, after[1].weight)
+    np.testing.assert_array_equal(before.models[2].weight, after.models[2].weight)
+    assert not np.array_equal(before.models[1].weight, after.models[1].weight)
 
 
-def test_folds_are_of_images_and_do_not_depend_on_their_order():
-    ids = ["b", "a", "c", "a"]
-    assert fold_of(ids, 2).tolist() == [1, 0, 0, 0]
-    assert fold_of(ids[::-1], 2).tolist() == [0, 0, 0, 1]
+def test_folds_are_of_image_ids_and_of_nothing_else():
+    ids = [f"2007_{number:06d}" for number in range(1000)]
+    folds = fold_of(ids)
+    assert np.bincount(folds).min() > 150
+    np.testing.assert_array_equal(fold_of(ids[::-1])[::-1], folds)
+    assert fold_of(ids[7:8])[0] == folds[7]
+
+
+def test_an_image_is_judged_by_the_model_of_its_fold():
+    features, margins = looks()
+    models = fit_folds(features, margins, np.arange(len(features)) % 5)
+    for name in "abcdef":
+        (fold,) = fold_of([name])
+        expected = models.models[fold].decide(features[:9], margins[:9])
+        np.testing.assert_array_equal(models.decide(name, features[:9], margins[:9]), expected)
+
+
+def test_models_come_back_from_their_file():
+    features, margins = looks()
+    models = fit_folds(features, margins, np.arange(len(features)) % 5)
+    data = models.to_bytes()
+    again = FoldModels.from_bytes(data)
+    assert again.to_bytes() == data
+    np.testing.assert_array_equal(again.decide("a", features, margins), models.decide("a", features, margins))
+    with pytest.raises(ValueError, match="no model of foreground"):
+        FoldModels.from_bytes(b"something else")
+
+
+def test_where_the_others_teach_nothing_the_maps_decide_alone():
+    features, margins = looks()
+    models = fit_folds(features, np.abs(margins), np.zeros(len(features), np.int64))
+    assert models.is_fitted == (False,) * 5
+    np.testing.assert_array_equal(models.decide("a", features, margins), margins)
+    one = fit_folds(features, margins, np.zeros(len(features), np.int64))  # all images in one fold
+    assert one.is_fitted == (False, True, True, True, True)
+
+
+def test_many_superpixels_are_thinned_evenly_by_image():
+    assert evenly([10] * 7, 70) == list(range(7))
+    assert evenly([10] * 7, 69) == [0, 2, 4, 6]
+    assert evenly([10] * 7, 30) == [0, 3, 6]
 
 
 def test_seeds_of_one_kind_teach_nothing_and_say_so():
@@ -111,3 +158,11 @@ def test_a_seed_follows_the_decision():
     kept = seed_image(superpixels, maps, [7], alpha=0.6, foreground=np.where(plain.superpixel_class > 0, 1.0, -1.0))
     assert not turned.labels.any()
     np.testing.assert_array_equal(kept.labels, plain.labels)
+
+
+def test_scores_without_a_seed_are_those_of_the_seed():
+    masks = halves()
+    maps = np.random.default_rng(0).random((2, 4, 5)).astype(np.float32)
+    superpixels = superpixels_of(masks, [2] * len(masks))
+    expected = seed_image(superpixels, maps, [3, 7], alpha=0.4).scores
+    np.testing.assert_array_equal(superpixel_scores(superpixels, maps, 0.4), expected)
