@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from benchmarks.table import show, write_json
 from fmwsss.cluster.storage.folder import Folder
@@ -43,8 +44,8 @@ def judged(config: RunConfig, count: int) -> dict[str, Any]:
         {"settings": one.overrides(), "agreement": score, "miou": 100 * mean_iou(matrices[CANDIDATES.index(one)])}
         for one, score in found
     ]
-    correlation, _ = spearmanr([row["agreement"] for row in rows], [row["miou"] for row in rows])
-    return {"rows": rows, "spearman": float(correlation)}
+    ranks = [rankdata([row[key] for row in rows]) for key in ("agreement", "miou")]
+    return {"rows": rows, "spearman": float(np.corrcoef(ranks)[0, 1])}
 
 
 if __name__ == "__main__":
