@@ -76,7 +76,7 @@ def _make(stage: Stage, run: Run) -> Receipt:
     (maps,) = receipts
     with StageProgress(stage.name, NUM_FOLDS, "models") as progress:
         work: Any = ray.remote(fit).options(num_cpus=1)
-        told = ray.get(work.remote(run, maps.stage, tuple(maps.parts), stage.name))
+        told: Any = ray.get(work.remote(run, maps.stage, tuple(maps.parts), stage.name))
         progress.advance(NUM_FOLDS)
     if told["num_unfitted"]:
         print(
