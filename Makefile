@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.installed
 TEST_READY := $(VENV)/.installed-test
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-gpu lint clean
 demo: $(READY)
 	$(VENV)/bin/fmwsss run configs/demo.yaml
 
@@ -15,6 +15,10 @@ test: $(TEST_READY)
 # The rest: submitted jobs, processes killed in the middle, lost nodes, an autoscaler. About 40 minutes more.
 test-all: $(TEST_READY)
 	$(VENV)/bin/python -m pytest -m long
+
+# The GPU path on the card of this machine; skipped where there is none. `make test` runs the same on a double of CUDA.
+test-gpu: $(TEST_READY)
+	$(VENV)/bin/python -m pytest -m gpu tests/gpu
 
 lint: $(TEST_READY)
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,7 +20,9 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Ray's workers would stand behind everything else that the machine does.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-install_import_hook("fmwsss.core", "beartype.beartype")
+# A machine with a card may not have it.
+if importlib.util.find_spec("beartype") is not None:
+    install_import_hook("fmwsss.core", "beartype.beartype")
 
 settings.register_profile("shared", deadline=None)  # a machine may be busy with other work
 settings.load_profile("shared")

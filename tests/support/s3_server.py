@@ -1,5 +1,7 @@
 """A real S3 server for tests: SeaweedFS, one process, signatures checked; or another one that is already there.
 
+What speaks S3 is imported by those that use it: tests start on a machine without it.
+
 With FMWSSS_TEST_S3=s3://bucket the tests and benchmarks use that bucket, with AWS_ENDPOINT_URL (an http address: the
 proxy of the faults speaks nothing else), AWS_REGION and the keys of the environment, and leave it as they found it.
 """
@@ -19,11 +21,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
-import s3fs
-
-from fmwsss.cluster.storage.folder import Folder
 
 ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey"
@@ -63,6 +61,8 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def serve_s3(root: Path) -> Iterator[str]:
     """A server with an empty bucket for the length of a `with`: its URL. The environment has its endpoint and keys."""
     if OTHER_SERVER in os.environ:
+        from fmwsss.cluster.storage.folder import Folder
+
         url = f"{os.environ[OTHER_SERVER].rstrip('/')}/{uuid.uuid4().hex}"
         try:
             yield url
@@ -110,6 +110,8 @@ def serve_s3(root: Path) -> Iterator[str]:
 
 
 def _make_bucket(server: subprocess.Popen, bucket: str, log: Path, patience_s: float = 90) -> None:
+    import fsspec
+
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -129,6 +131,8 @@ def _make_bucket(server: subprocess.Popen, bucket: str, log: Path, patience_s: f
 @pytest.fixture
 def fresh_s3() -> Iterator[None]:
     """s3fs keeps its clients, with the keys and endpoint they were made with."""
+    import s3fs
+
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
