@@ -29,7 +29,9 @@ def paint_instances(
         ImageError: an outline is none, or is of an image of another size.
     """
     # Only data sets with outlines need it, and every decoder starts with this module.
-    from pycocotools import mask as coco_mask
+    from pycocotools import mask
+
+    coco_mask: Any = mask  # its stubs do not know polygons and run lengths as COCO writes them
 
     painted = np.zeros((height_px, width_px), np.uint8)
     masks = []
@@ -60,6 +62,6 @@ def paint_instances(
             raise ImageError(f"an outline can't be read: {' '.join(str(error).split())}") from error
         masks.append((instance["label"], float(coco_mask.area(rle)), coco_mask.decode(rle)))
     # Ties keep the order of the file, the later on top.
-    for label, _, mask in sorted(masks, key=lambda own: (own[0] != IGNORE, -own[1])):
-        painted[mask > 0] = label
+    for label, _, own_mask in sorted(masks, key=lambda own: (own[0] != IGNORE, -own[1])):
+        painted[own_mask > 0] = label
     return painted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from fmwsss.core.errors import InputError
 
@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def told_out_of_memory(advice: str) -> Iterator[None]:
+def told_out_of_memory(advice: str) -> Generator[None]:
     """A `with` whose out-of-memory errors are a line with an advice.
 
     Args:

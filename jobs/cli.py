@@ -43,7 +43,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that the words begin with: `seeds coarse` is `seeds/coarse`, `learn coarse` once was a name."""
-        first = super().get_command(ctx, args[0])
+        first: Any = super().get_command(ctx, args[0])
         inner = first.list_commands(ctx) if hasattr(first, "list_commands") else []
         is_stage = first is None or (inner and args[1:2] and args[1] not in inner)
         if is_stage and len(args) > 1 and not args[1].startswith("-"):

@@ -15,15 +15,25 @@ from ray.data._internal.execution import streaming_executor_state
 from ray.experimental import internal_kv
 
 try:
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.execution_callback import ExecutionCallback  # pyright: ignore[reportAssignmentType]
 except ImportError:  # then `DataContext` asks for no callbacks of this kind, and those below are never called
 
-    class ExecutionCallback:  # type: ignore[no-redef]
+    class ExecutionCallback:  # pyright: ignore[reportRedeclaration]
         """Stands in for Ray's class of the same name."""
 
 
 _POLL_SETTING = "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S"
 _POLL_S = 0.01
+
+
+def call_back(context: Any, kind: type[ExecutionCallback]) -> None:
+    """Has Ray Data call a class of callbacks in each round of its loop.
+
+    Args:
+        context: a `DataContext` of one's own.
+        kind: made anew for each execution.
+    """
+    context.custom_execution_callback_classes = [kind]
 
 
 @contextlib.contextmanager

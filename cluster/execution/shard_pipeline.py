@@ -163,7 +163,7 @@ def stream_shards(
         num_tasks: shards at work at a time.
     """
     context = DataContext.get_current().copy()
-    context.custom_execution_callback_classes = [_Pause]
+    ray_compat.call_back(context, _Pause)
     context.target_max_block_size = STREAM_BLOCK_BYTES
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -235,7 +235,7 @@ def _rows(
     # Blocks whose workers died; what an operator raises does not come this way.
     context.max_errored_blocks = NUM_TOLERATED
     context.execution_no_progress_timeout_s = no_progress_timeout_s
-    context.custom_execution_callback_classes = [_Rest]
+    ray_compat.call_back(context, _Rest)
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -188,7 +188,7 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
     import open_clip
 
     _demand_known(spec, "clip")
-    config: dict[str, Any] = open_clip.get_model_config(spec.model)
+    config: Any = open_clip.get_model_config(spec.model)
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision:
         raise ModelError(f"{spec.model} has the image tower {vision['timm_model_name']} of timm; {_SUPPORTED}")
@@ -248,7 +248,7 @@ def _new_mobile_sam() -> Network:
         raise ModelError(
             f"model {MOBILE_SAM!r} (MobileSAM) needs the package `mobile_sam` (`pip install mobilesam-mirror==1.0.0`)"
         ) from None
-    sam = sam_model_registry["vit_b"]()  # all but the encoder is the same
+    sam: Any = sam_model_registry["vit_b"]()  # all but the encoder is the same
     sam.image_encoder = TinyViT(
         img_size=1024, in_chans=3, num_classes=1000, embed_dims=[64, 128, 160, 320], depths=[2, 2, 6, 2],
         num_heads=[2, 4, 5, 10], window_sizes=[7, 7, 14, 7], mlp_ratio=4.0, drop_rate=0.0, drop_path_rate=0.0,

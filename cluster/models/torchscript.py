@@ -118,6 +118,7 @@ def _interpret(data: bytes, tensor: Any) -> Any:
         del stack[at:]
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -162,14 +163,15 @@ def _interpret(data: bytes, tensor: Any) -> Any:
                 stack.append((kind.text, str(key)))
             case "NEWOBJ":
                 stack.pop()
-                stack[-1] = _Module(stack[-1].text)
+                stack.append(_Module(stack.pop().text))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], _Module) and isinstance(state, dict):
-                    stack[-1].attributes = state
+                owner = stack[-1]
+                if isinstance(owner, _Module) and isinstance(state, dict):
+                    owner.attributes = state
             case "REDUCE":
                 arguments = stack.pop()
-                stack[-1] = _reduced(stack[-1].text, arguments, tensor)
+                stack.append(_reduced(stack.pop().text, arguments, tensor))
             case other:
                 raise InputError(f"the archive has an instruction that TorchScript does not write ({other})")
     raise InputError("the archive's description is cut off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 
@@ -87,8 +87,8 @@ class ClipReplica:
         from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
 
         if not isinstance(prompts[0], Folder):
-            return handmade_embeddings(self.clip, self.vocabulary, prompts)
-        folder, name = prompts
+            return handmade_embeddings(self.clip, self.vocabulary, cast("Sequence[str]", prompts))
+        folder, name = cast("tuple[Folder, str]", prompts)
         with torch.no_grad():
             return PromptLearner.from_bytes(self.clip, self.vocabulary, folder.read(name))()
 

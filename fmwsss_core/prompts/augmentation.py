@@ -98,6 +98,9 @@ def draw_view(
     colours = (float(brightness), float(contrast), float(saturation), float(hue))
     if jitter == "authors":
         is_drawn = generator.random(size=4) < JITTER_PROBABILITY
-        each = tuple(value if drawn else None for value, drawn in zip(colours, is_drawn, strict=True))
+        brightness, contrast, saturation, hue = (
+            value if drawn else None for value, drawn in zip(colours, is_drawn, strict=True)
+        )
+        each = (brightness, contrast, saturation, hue)
         return View(size, top, left, crop_px, is_flipped, each, is_contrast_a_factor=True)
     return View(size, top, left, crop_px, is_flipped, colours if is_jittered else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,5 +33,5 @@ def text_embedder(learner: PromptLearner, is_half: bool) -> Callable[[], Texts]:
     if device_type != "cuda":
         return lambda: embed(learner.context)
     example = learner.context.detach().clone().requires_grad_()
-    replay = torch.cuda.make_graphed_callables(embed, (example,))
+    replay: Any = torch.cuda.make_graphed_callables(embed, (example,))
     return lambda: replay(learner.context)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from fmwsss.core.resize import upsample
-from fmwsss.core.seeds.dense_crf import _TINY, dense_crf
+from fmwsss.core.seeds.dense_crf import TINY, dense_crf
 from fmwsss.core.seeds.sams import Seed, cam_probabilities, label_map_from_cam, margins_of_cams, missing_classes
 from fmwsss.core.superpixels.masks import Superpixels, covered, pooled_means
 
@@ -24,8 +24,9 @@ def threshold_seed(
     Arguments and errors as those of `seed_image`; maps are already scaled to 0..1. Superpixels count for `coverage`
     only.
     """
-    labels = label_map_from_cam(cams, class_indices, superpixels.height_px, superpixels.width_px, alpha)
-    return _without_scores(superpixels, labels, margins_of_cams(cams, *labels.shape, alpha), class_indices)
+    size = superpixels.height_px, superpixels.width_px
+    labels = label_map_from_cam(cams, class_indices, *size, alpha)
+    return _without_scores(superpixels, labels, margins_of_cams(cams, *size, alpha), class_indices)
 
 
 def voting_seed(
@@ -49,7 +50,7 @@ def crf_seed(
 ) -> Seed:
     """CLIP-ES: a dense CRF on background and maps; confidence is the largest marginal (CLIP-ES ignores below .95)."""
     scores = cam_probabilities(upsample(cams, superpixels.height_px, superpixels.width_px), alpha)
-    marginals = dense_crf(image, scores / np.maximum(scores.sum(axis=0), _TINY))
+    marginals = dense_crf(image, scores / np.maximum(scores.sum(axis=0), TINY))
     labels = np.array([0, *class_indices], dtype=np.uint8)[marginals.argmax(axis=0)]
     return _without_scores(superpixels, labels, marginals.max(axis=0), class_indices)
 

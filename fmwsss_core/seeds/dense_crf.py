@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 from scipy import sparse
 
-_TINY = 1e-20
+TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def dense_crf(
             _NormalisedKernel(np.concatenate([position / settings.bilateral_px, colour], axis=1)),
         ),
     ]
-    unary = np.log(np.maximum(probabilities.reshape(num_labels, -1).T, _TINY)).astype(np.float32)
+    unary = np.log(np.maximum(probabilities.reshape(num_labels, -1).T, TINY)).astype(np.float32)
     marginals = _softmax(unary)
     for _ in range(settings.num_iterations):
         message = unary.copy()
@@ -74,7 +74,7 @@ class _NormalisedKernel:
     def __init__(self, features: Float32[np.ndarray, "pixels dimensions"]) -> None:
         self._lattice = _Lattice(features)
         sums = self._lattice(np.ones((len(features), 1), dtype=np.float32))
-        self._scale = 1 / np.sqrt(np.maximum(sums, _TINY))
+        self._scale = 1 / np.sqrt(np.maximum(sums, TINY))
 
     def __call__(self, values: Float32[np.ndarray, "pixels labels"]) -> Float32[np.ndarray, "pixels labels"]:
         return self._scale * self._lattice(self._scale * values)

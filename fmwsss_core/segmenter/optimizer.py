@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,14 +13,15 @@ from fmwsss.core.adaptive_batch import FittingBatch
 from fmwsss.core.memory_errors import is_out_of_memory
 from fmwsss.core.segmenter.base import Segmenter
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, *BATCH_NORMS, nn.Embedding)
 # Of Swin and of Mask2Former: position tables and the embeddings of levels and queries are parameters of other modules.
 NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings", "level_embed")
 
 
 def parameter_groups(
     segmenter: Segmenter, learning_rate: float, weight_decay: float, backbone_multiplier: float
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Parameters that are learned, in groups: the backbone at a fraction of the rate, no decay on norms and embeddings.
 
     Frozen parameters are in none. `base_lr` of a group is what the schedule multiplies.
@@ -159,8 +160,7 @@ def _backward(
 
 def has_batch_norm(segmenter: Segmenter) -> bool:
     """Whether what an image becomes depends on those beside it, so that pieces of another size are another network."""
-    norms = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, norms) and module.training for module in segmenter.modules())
+    return any(isinstance(module, BATCH_NORMS) and module.training for module in segmenter.modules())
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:

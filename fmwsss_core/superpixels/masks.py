@@ -101,13 +101,13 @@ class Superpixels:
         """Number of pixels of each mask."""
         if "runs" not in self.__dict__:
             # One by one: pycocotools fails on more than 255 masks.
-            return np.array([coco.area(mask) for mask in self._as_coco()], dtype=np.int64)
+            return np.array([coco.area(mask) for mask in self.as_coco()], dtype=np.int64)
         owner, start, stop = self.runs
         return np.bincount(owner, weights=stop - start, minlength=len(self)).astype(np.int64)
 
     def boxes_px(self) -> Int64[np.ndarray, "superpixels 4"]:
         """Left, top, right, bottom of each mask, inclusive (as segment-anything's boxes); zeros for an empty mask."""
-        boxes = np.asarray(coco.toBbox(self._as_coco()), dtype=np.int64).reshape(len(self), 4)
+        boxes = np.asarray(coco.toBbox(self.as_coco()), dtype=np.int64).reshape(len(self), 4)
         boxes[:, 2:] = np.maximum(boxes[:, :2] + boxes[:, 2:] - 1, 0)
         return boxes
 
@@ -116,7 +116,8 @@ class Superpixels:
         """The runs of all masks."""
         return runs_of_coco(self.rle, self.height_px * self.width_px)
 
-    def _as_coco(self) -> Any:
+    def as_coco(self) -> Any:
+        """The masks as pycocotools takes them: run lengths, compressed."""
         size = [self.height_px, self.width_px]
         return [{"size": size, "counts": counts} for counts in self.rle]
 
@@ -126,7 +127,7 @@ def intersections(first: Superpixels, second: Superpixels) -> Int64[np.ndarray, 
     if len(first) == 0 or len(second) == 0:
         return np.zeros((len(first), len(second)), dtype=np.int64)
     # With the crowd flag pycocotools divides the intersection by the area of the first mask alone.
-    shares = coco.iou(first._as_coco(), second._as_coco(), [1] * len(second))
+    shares = coco.iou(first.as_coco(), second.as_coco(), [1] * len(second))
     return np.rint(np.asarray(shares) * first.area_px()[:, None]).astype(np.int64)
 
 

@@ -32,7 +32,7 @@ def show(run: Run, stage: str | None = None) -> None:
     """Prints the failures of a run: a summary by stage and kind, then one line an image."""
     rows = failures_of(run, stage)
     manifest = run.manifest()  # predictions, a run in a run, have none
-    names = manifest["stages"] if manifest is not None else [stage]
+    names: list[Any] = manifest["stages"] if manifest is not None else [stage]
     if stage is not None and not any(f"{name}/".startswith(f"{stage}/") for name in names):
         raise InputError(f"{stage} is no stage of {run.folder.url}; its stages are {', '.join(names)}")
     if manifest is None and not rows and not run.folder.list("images/"):

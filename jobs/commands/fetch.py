@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from fmwsss.cluster.models import known_weights
-from fmwsss.cluster.models.known_weights import named
+from fmwsss.cluster.models.known_weights import Role, named
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.models.weights import Place, cached, find_place, is_whole, place_of, weights_cache, weights_file
 from fmwsss.jobs.config.load import load_config
@@ -40,7 +40,7 @@ def run(names: list[str]) -> None:
 def _places(name: str) -> Iterator[Place]:
     if name.endswith((".yaml", ".yml")):
         config = load_config(name)
-        specs = [("clip", config.clip.spec()), ("sam", config.sam.spec())]
+        specs: list[tuple[Role | None, ModelSpec]] = [("clip", config.clip.spec()), ("sam", config.sam.spec())]
         own = config.segmenter
         if own and own.weights and own.weights_sha256:
             specs.append((None, ModelSpec(weights=own.weights, sha256=own.weights_sha256)))
