@@ -32,6 +32,8 @@ TRANSIENT_NAMES = {
     "FSTimeoutError",
 }
 
+_EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}
+
 
 class StorageError(InputError):
     """Something about a folder that a user can put right; one line, with its URL and what to do."""
@@ -66,7 +68,15 @@ def is_transient(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException, num_tries: int) -> str | None:
-    """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback."""
+    """What to tell the user; None for what is no fault of a folder (a mistake of ours), which keeps its traceback.
+
+    Args:
+        error: what the storage raised.
+        num_tries: how often it was tried.
+
+    Returns:
+        The end of a line, without secrets.
+    """
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
         return (
@@ -82,7 +92,9 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
         return "its scheme is not known; folders are paths or URLs such as s3://bucket/folder"
     if isinstance(error, ImportError):
-        return "its scheme needs a package that is not installed"
+        extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
+        install = f"; `pip install 'fmwsss[{extra}]'`, on every node" if extra else ""
+        return f"its scheme needs a package that is not installed{install}"
     if "EndpointConnectionError" in names or isinstance(error, ConnectionError):
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
         where = f" at {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
@@ -97,7 +109,16 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
 
 
 def kind_of(error: BaseException, action: str, is_local: bool) -> type[StorageError]:
-    """Whose fault an error is that `reason_of` has words for: one file's, or the whole storage's."""
+    """Whose fault an error is that `reason_of` has words for: one file's, or the whole storage's.
+
+    Args:
+        error: what the storage raised.
+        action: `read`, `write`, `list` or `delete`.
+        is_local: whether the folder is on a disk.
+
+    Returns:
+        The class that is raised.
+    """
     if isinstance(error, FileNotFoundError):
         return StorageError if is_missing_bucket(error) else FileError
     is_of_file = isinstance(error, OSError if is_local else PermissionError)

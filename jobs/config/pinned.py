@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmwsss.cluster.models.checkpoint import read_checkpoint
+from fmwsss.cluster.models.extras import demand_package
 from fmwsss.cluster.models.known_weights import Role
 from fmwsss.cluster.models.loaders import check, factory_sha256
 from fmwsss.cluster.models.segmenters import WEIGHTS_FILE
@@ -57,10 +58,19 @@ def pin_models(config: RunConfig, roles: Sequence[Role] = ROLES) -> tuple[RunCon
 def pin_segmenter(config: RunConfig, models: Models) -> RunConfig:
     """The same for the weights that the segmenter begins with, where they lie on this machine or have one file.
 
+    Args:
+        config: the run file.
+        models: a line is added for the manifest.
+
+    Returns:
+        The run file with the sha256.
+
     Raises:
         ModelError: they are not there, or cannot be read.
     """
     section = config.segmenter
+    if section is not None and (section.factory or section.network != "deeplabv3plus"):
+        demand_package("transformers", "segmenter", "segmenter")
     if section is None or section.weights is None:
         return config
     if section.network == "deeplabv3plus":
