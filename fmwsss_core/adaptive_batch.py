@@ -1,4 +1,4 @@
-"""Batches that become smaller when memory runs out."""
+"""Adaptive batch size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class FittingBatch:
-    """How many items go through a network together: halved where memory runs out, and so it stays.
+    """Adaptive batch size: halved on out-of-memory, of a GPU or of the host, and never raised again.
 
     Attributes:
         size: the number of items, at least 1.

@@ -73,7 +73,15 @@ def decode_rgb(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 
 
 
 def decode_image(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "height width 3"], ImageFacts]:
-    """`decode_rgb`, and what the file says beside the pixels; raises as it."""
+    """`decode_rgb`, and what the file says beside the pixels; raises as it.
+
+    Args:
+        data: the bytes of an image file.
+        max_pixels: height times width that is still decoded.
+
+    Returns:
+        RGB pixels, upright, and the facts of the file.
+    """
     image = _open(data, max_pixels, MIN_SIDE_PX)
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     facts = ImageFacts(orientation if orientation in UPRIGHT else 1, _bits_of(image, data))

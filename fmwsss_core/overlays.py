@@ -19,7 +19,15 @@ LABEL_OPACITY = 0.62
 def with_labels(
     image: UInt8[np.ndarray, "height width 3"], labels: UInt8[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Class colours over the darkened photograph, with a light line around each region; 255 is left as it is."""
+    """Class colours over the darkened photograph, with a light line around each region; 255 is left as it is.
+
+    Args:
+        image: RGB.
+        labels: class indices; 0 is background, 255 is ignored.
+
+    Returns:
+        RGB of the same size.
+    """
     painted = (labels != 0) & (labels != IGNORE)
     colours = PALETTE[labels].astype(np.float32)
     mixed = image * 0.55
@@ -31,7 +39,15 @@ def with_labels(
 def with_map(
     image: UInt8[np.ndarray, "height width 3"], maps: Float[np.ndarray, "present grid_height grid_width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The largest of the class maps as heat over the photograph in grey."""
+    """The largest of the class maps as heat over the photograph in grey.
+
+    Args:
+        image: RGB.
+        maps: values 0 to 1 on the patch grid, one map for each class; none leaves the grey photograph.
+
+    Returns:
+        RGB of the image's size.
+    """
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.7
     if len(maps) == 0:
         return grey.astype(np.uint8)
@@ -43,7 +59,16 @@ def with_map(
 def with_superpixels(
     image: UInt8[np.ndarray, "height width 3"], superpixels: Superpixels, level: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The superpixels of one level in colours of their own, larger ones below."""
+    """The superpixels of one level in colours of their own, larger ones below.
+
+    Args:
+        image: RGB.
+        superpixels: of this image.
+        level: 0 sub-part, 1 part, 2 whole.
+
+    Returns:
+        RGB of the same size.
+    """
     mixed = image * 0.45
     chosen = [i for i in range(len(superpixels)) if superpixels.level[i] == level]
     masks = [superpixels.mask(i) for i in chosen]
@@ -54,7 +79,15 @@ def with_superpixels(
 
 
 def data_url(image: UInt8[np.ndarray, "height width 3"], width_px: int) -> str:
-    """A picture scaled to a width, inside the page itself."""
+    """A picture scaled to a width, inside the page itself.
+
+    Args:
+        image: RGB.
+        width_px: of the picture in the page; its height follows.
+
+    Returns:
+        A `data:` URL of a JPEG.
+    """
     height_px = max(1, round(image.shape[0] * width_px / image.shape[1]))
     buffer = io.BytesIO()
     Image.fromarray(image).resize((width_px, height_px), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)

@@ -11,7 +11,16 @@ _CACHED = 1 << 16  # numbers
 def upsample(
     maps: Float32[np.ndarray, "maps grid_height grid_width"], height: int, width: int
 ) -> Float32[np.ndarray, "maps {height} {width}"]:
-    """Bilinear resize, as torch's `interpolate(..., mode="bilinear", align_corners=False)`."""
+    """Bilinear resize, as torch's `interpolate(..., mode="bilinear", align_corners=False)`.
+
+    Args:
+        maps: values on a grid.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        The enlarged maps, float32, column by column in memory.
+    """
     enlarged = np.empty((len(maps), width, height), dtype=np.float32)
     for values, out in zip(maps, enlarged, strict=True):
         _enlarge(values, out)

@@ -222,7 +222,15 @@ def detections_from_row(row: Mapping[str, Any]) -> Detections:
 
 
 def superpixels_row(image_id: str, superpixels: Superpixels) -> dict[str, Any]:
-    """The row of SUPERPIXELS that holds the superpixels of one image."""
+    """The row of SUPERPIXELS that holds the superpixels of one image.
+
+    Args:
+        image_id: unique in the run.
+        superpixels: of this image.
+
+    Returns:
+        Column -> value.
+    """
     return {
         "image_id": image_id,
         "height_px": superpixels.height_px,
@@ -255,6 +263,15 @@ def maps_from_bytes(
     data: bytes, num_classes: int, grid_height: int, grid_width: int
 ) -> Float[np.ndarray, "classes grid_height grid_width"]:
     """The float32 maps that `maps_to_bytes` wrote.
+
+    Args:
+        data: half-precision numbers, row by row.
+        num_classes: maps in it.
+        grid_height: rows of each map.
+        grid_width: columns of each map.
+
+    Returns:
+        Values 0 to 1.
 
     Raises:
         ValueError: the number of bytes is not that of `num_classes` maps of this size.
@@ -322,7 +339,16 @@ def features_bytes(*shapes: tuple[int, int]) -> int:
 
 
 def failure_row(image_id: str, stage: str, error: BaseException) -> dict[str, Any]:
-    """The row of FAILURES that tells what went wrong with one image."""
+    """The row of FAILURES that tells what went wrong with one image.
+
+    Args:
+        image_id: unique in the run.
+        stage: the stage that failed.
+        error: what was raised, with its traceback.
+
+    Returns:
+        Column -> value; the message is one line.
+    """
     # Full paths differ between machines and runs (Ray unpacks code under a session's name): keep the last two parts.
     frames = [
         f"{'/'.join(PurePath(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}"

@@ -37,12 +37,28 @@ class Commands(TyperGroup):
         return [*super().list_commands(ctx), *(own.name for own in DECLARED)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by its name; of a stage also by what it was called before."""
+        """A command by its name; of a stage also by what it was called before.
+
+        Args:
+            ctx: of Typer.
+            cmd_name: as it was typed.
+
+        Returns:
+            None if there is none.
+        """
         command = super().get_command(ctx, cmd_name)
         return command or _stage_command(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """The command that the words begin with: `seeds coarse` is `seeds/coarse`, `learn coarse` once was a name."""
+        """The command that the words begin with: `seeds coarse` is `seeds/coarse`, `learn coarse` once was a name.
+
+        Args:
+            ctx: of Typer.
+            args: all words that were typed.
+
+        Returns:
+            Name, command, and the words that are left.
+        """
         first: Any = super().get_command(ctx, args[0])
         inner = first.list_commands(ctx) if hasattr(first, "list_commands") else []
         is_stage = first is None or (inner and args[1:2] and args[1] not in inner)
@@ -181,7 +197,7 @@ def export(
             print(f"exported: {place}")
         trained_px = settings.segmenter.short_side_px if settings.segmenter else 0
         if min(int(height), int(width)) != trained_px:
-            print(f"it was trained with a short side of {trained_px} px: things in other sizes it knows less well")
+            print(f"it was trained with a short side of {trained_px} px: accuracy may drop at other sizes")
 
 
 @app.command()

@@ -44,7 +44,15 @@ def predictions_name(name: str) -> str:
 
 
 def predictions_run(run: Run, name: str) -> Run:
-    """The run in a run that holds one data set and what was predicted of it; raises as `predictions_name`."""
+    """The run in a run that holds one data set and what was predicted of it; raises as `predictions_name`.
+
+    Args:
+        run: the run whose segmenter predicts.
+        name: of the folder in `predictions/`.
+
+    Returns:
+        A run with its own stages.
+    """
     return run.within(f"{predictions_name(name)}/images")[0]
 
 

@@ -178,7 +178,12 @@ def receipt_key(receipt: Receipt) -> str:
 
 
 def receipt_of(run: Run, stage: str) -> Receipt | None:
-    """The receipt of a stage by its full name, or None while it is not complete."""
+    """The receipt of a stage by its full name, or None while it is not complete.
+
+    Args:
+        run: the run folder.
+        stage: full name, such as `predictions/new/refined`.
+    """
     own, local = run.within(stage)
     return own.receipt(local)
 
@@ -217,6 +222,14 @@ def make_stage(
 def upstream(run: Run, stage: str, names: Sequence[str]) -> list[Receipt]:
     """The receipts of the stages that this one reads.
 
+    Args:
+        run: the run folder.
+        stage: that reads them, for the message.
+        names: of the stages that are read.
+
+    Returns:
+        Receipts in the order of `names`.
+
     Raises:
         StageError: one of them is not complete.
     """
@@ -252,7 +265,18 @@ def begin_stage(
 
 
 def finish_stage(run: Run, started: StartedStage, parts: Sequence[str], num_rows: int, num_failures: int) -> Receipt:
-    """Writes the receipt: the stage is complete."""
+    """Writes the receipt: the stage is complete.
+
+    Args:
+        run: the run folder.
+        started: of `begin_stage`.
+        parts: all of the stage.
+        num_rows: in them.
+        num_failures: of images.
+
+    Returns:
+        The receipt.
+    """
     own, local = run.within(started.stage)
     receipt = Receipt(
         stage=local,
@@ -335,7 +359,15 @@ def run_sharded(
 
 
 def failure_summary(run: Run, stage: str) -> str:
-    """Failures of a stage by kind, most frequent first, each with one example."""
+    """Failures of a stage by kind, most frequent first, each with one example.
+
+    Args:
+        run: the run folder.
+        stage: full name.
+
+    Returns:
+        One line.
+    """
     own, local = run.within(stage)
     failures = own.failures(local).to_pylist()
     kinds = Counter(failure["error_type"] for failure in failures)

@@ -206,6 +206,13 @@ def _reset(config: RunConfig, run: Run, stages: Sequence[Stage]) -> None:
 def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pack_voc: bool = False) -> str:
     """Predicts a folder of images with the run's segmenter; returns the folder of what was predicted, or its archive.
 
+    Args:
+        config: of the run whose segmenter is asked.
+        images: folder of images, a path or a URL.
+        truth: folder of label PNGs named by id, to judge by; None for none.
+        name: of the folder in `predictions/`.
+        pack_voc: whether they are packed for the server of PASCAL VOC.
+
     Raises:
         ValueError: anything that a user can put right, in one line.
     """

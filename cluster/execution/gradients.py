@@ -123,7 +123,15 @@ def group_of_node(node_rank: int) -> Any:
 
 
 def sum_over_workers(values: Tensor, num_workers: int) -> Tensor:
-    """Sums a tensor over all workers, in place; a GPU is not waited for."""
+    """Sums a tensor over all workers, in place; a GPU is not waited for.
+
+    Args:
+        values: of this worker; changed in place where there are several.
+        num_workers: of the process group.
+
+    Returns:
+        The same tensor.
+    """
     if num_workers > 1:
         torch.distributed.all_reduce(values)
     return values

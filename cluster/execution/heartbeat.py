@@ -1,4 +1,4 @@
-"""Signs of life from inside of a shard: it may take hours without anything being amiss, an image does not.
+"""Per-image heartbeat: a healthy shard may take hours, a healthy image does not.
 
 Ray Data itself sees only whole shards come and go. A worker that finishes an image says so in the cluster's control
 store; the driver, which waits for shards, listens there.

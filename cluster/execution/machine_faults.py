@@ -51,7 +51,13 @@ def kind_of(error: BaseException) -> Kind | None:
 
 
 def leave(part: str, error: BaseException, kind: Kind) -> None:
-    """Ends this worker, if it is one of Ray's, after it has said why; its shard is tried again by another."""
+    """Ends this worker, if it is one of Ray's, after it has said why; its shard is tried again by another.
+
+    Args:
+        part: that the worker had.
+        error: what went wrong, for the message.
+        kind: see `kind_of`.
+    """
     if "ray" not in sys.modules:
         return
     from fmwsss.cluster.execution.ray_compat import is_worker, put_note

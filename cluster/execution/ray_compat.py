@@ -104,7 +104,12 @@ def is_worker() -> bool:
 
 
 def put_note(key: str, value: str) -> None:
-    """Leaves a short text with Ray's head for every process of the cluster; without a cluster nothing happens."""
+    """Leaves a short text with Ray's head for every process of the cluster; without a cluster nothing happens.
+
+    Args:
+        key: unique in the cluster.
+        value: a short text; replaces what was there.
+    """
     if internal_kv._internal_kv_initialized():
         internal_kv._internal_kv_put(key, value, overwrite=True)
 

@@ -37,7 +37,15 @@ class ReplicaPlan:
         return min(1.0, self.num_cpus)
 
     def operator(self, replica: type, arguments: dict[str, Any]) -> Operator:
-        """The operator whose actors are this many of `replica`; they take `num_threads` beside `arguments`."""
+        """The operator whose actors are this many of `replica`; they take `num_threads` beside `arguments`.
+
+        Args:
+            replica: a class whose constructor takes `num_threads`.
+            arguments: of its constructor, small and picklable.
+
+        Returns:
+            An operator for `map_shards`.
+        """
         return Operator(
             replica, {**arguments, "num_threads": self.num_threads}, self.num_cpus, self.num_gpus, self.num_replicas
         )

@@ -32,14 +32,31 @@ def carried(payload: Sequence[pa.Field]) -> pa.Schema:
 
 
 def start_rows(part: str, rows: Iterable[Mapping[str, Any]], payload: Sequence[pa.Field]) -> pa.Table:
-    """The block of one shard. A shard without images becomes one row without an id: Ray Data loses empty blocks."""
+    """The block of one shard. A shard without images becomes one row without an id: Ray Data loses empty blocks.
+
+    Args:
+        part: the shard.
+        rows: `image_id` and the payload of each image.
+        payload: fields of the block beside the carried ones.
+
+    Returns:
+        A table of `carried(payload)`, never empty.
+    """
     schema = carried(payload)
     filled = [{"part": part, "failure": None, **row} for row in rows]
     return pa.Table.from_pylist(filled or [{"part": part}], schema=schema)
 
 
 def keep_images(block: pa.Table, known: Container[str]) -> pa.Table:
-    """The rows of a block whose images are known. Where none is left, one row without an id, as of an empty shard."""
+    """The rows of a block whose images are known. Where none is left, one row without an id, as of an empty shard.
+
+    Args:
+        block: a table of `carried(...)`.
+        known: image ids that stay.
+
+    Returns:
+        A table of the same schema, never empty.
+    """
     kept = block.filter(pa.array([image_id in known for image_id in block["image_id"].to_pylist()], pa.bool_()))
     return kept if kept.num_rows else start_rows(block["part"][0].as_py(), [], list(block.schema)[2:-1])
 
@@ -80,7 +97,15 @@ def _one_by_one(block: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def split_rows(block: pa.Table, schema: pa.Schema) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """What the last operator writes: the rows of a block in `schema`, and its failures."""
+    """What the last operator writes: the rows of a block in `schema`, and its failures.
+
+    Args:
+        block: a table of `carried(...)` with the fields of `schema`.
+        schema: of the rows that are written.
+
+    Returns:
+        The rows of images without a failure, and the rows of FAILURES.
+    """
     failures = [failure for failure in block["failure"].to_pylist() if failure is not None]
     good = [
         image_id is not None and failure is None
@@ -109,7 +134,16 @@ def write_block(block: pa.Table, run: Run, stage: str, schema: pa.Schema, png_co
 
 
 def summary(part: str, file: StageFile, num_failures: int) -> pa.Table:
-    """The only thing that a stage sends to the driver: the file of one shard, and counts."""
+    """The only thing that a stage sends to the driver: the file of one shard, and counts.
+
+    Args:
+        part: the shard.
+        file: that holds its rows.
+        num_failures: of its images.
+
+    Returns:
+        One row of SUMMARY.
+    """
     row = {"part": part, "num_rows": file.rows, "num_failures": num_failures}
     row |= {"file": file.name, "num_bytes": file.bytes, "sha256": file.sha256}
     return pa.Table.from_pylist([row], schema=SUMMARY)

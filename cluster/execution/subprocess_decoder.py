@@ -32,7 +32,7 @@ from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.core.images import ImageError, ImageFacts, decode_image, decode_label_png
 from fmwsss.core.instances import paint_instances
 
-# A child may also die of somebody else's doing (the machine's memory); an image that kills three of them is guilty.
+# A child may also be killed by the machine (out of memory); after three crashes the image is reported as the cause.
 NUM_TRIES = 3
 PATIENCE_S = 120.0
 PIPE_BYTES = 1 << 20
@@ -50,6 +50,13 @@ class Decoder:
     def rgb(self, data: bytes, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
         """`fmwsss.core.images.decode_rgb` in the child.
 
+        Args:
+            data: the bytes of an image file.
+            max_pixels: height times width that is still decoded.
+
+        Returns:
+            RGB pixels, upright.
+
         Raises:
             ImageError: it is no image that can be used, or it crashed the decoder, or took longer than PATIENCE_S.
         """
@@ -57,19 +64,43 @@ class Decoder:
         return np.frombuffer(pixels, np.uint8).reshape(*answer["size"], 3)
 
     def size(self, data: bytes, max_pixels: int) -> tuple[int, int]:
-        """Height and width in pixels, upright, of an image that was decoded and can be used; raises as `rgb`."""
+        """Height and width in pixels, upright, of an image that was decoded and can be used; raises as `rgb`.
+
+        Args:
+            data: the bytes of an image file.
+            max_pixels: height times width that is still decoded.
+
+        Returns:
+            Height and width in pixels.
+        """
         answer, _ = self._ask("size", data, max_pixels)
         height_px, width_px = answer["size"]
         return height_px, width_px
 
     def look(self, data: bytes, max_pixels: int) -> tuple[int, int, ImageFacts]:
-        """`size`, and what the file says beside the pixels; raises as `rgb`."""
+        """`size`, and what the file says beside the pixels; raises as `rgb`.
+
+        Args:
+            data: the bytes of an image file.
+            max_pixels: height times width that is still decoded.
+
+        Returns:
+            Height and width in pixels, and the facts of the file.
+        """
         answer, _ = self._ask("size", data, max_pixels)
         height_px, width_px = answer["size"]
         return height_px, width_px, ImageFacts(answer["orientation"], answer["bits"])
 
     def instances(self, annotations: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
-        """`fmwsss.core.instances.paint_instances` in the child; raises as `rgb`."""
+        """`fmwsss.core.instances.paint_instances` in the child; raises as `rgb`.
+
+        Args:
+            annotations: JSON, what `paint_instances` takes.
+            size: height and width in pixels.
+
+        Returns:
+            Class indices; 255 is ignored.
+        """
         answer, pixels = self._ask("instances", annotations, 0, size)
         return np.frombuffer(pixels, np.uint8).reshape(answer["size"])
 

@@ -104,7 +104,14 @@ def demand_fit(network: nn.Module, given: Mapping[str, Tensor], what: str, optio
 
 
 def fill(network: nn.Module, given: Mapping[str, Tensor], what: str, optional: tuple[str, ...] = ()) -> None:
-    """Copies the tensors of a file into a network, in the network's own precision; raises as `demand_fit`."""
+    """Copies the tensors of a file into a network, in the network's own precision; raises as `demand_fit`.
+
+    Args:
+        network: changed in place.
+        given: tensors by the network's own names.
+        what: the model, for the message.
+        optional: beginnings of names that the file may lack.
+    """
     demand_fit(network, given, what, optional)
     own = network.state_dict()
     network.load_state_dict(

@@ -24,7 +24,12 @@ def _is_worker_without_gpu() -> bool:
 
 
 def uses_bfloat16(precision: str | None, device_type: str) -> bool:
-    """Whether the towers compute in bfloat16: as told, or on a GPU."""
+    """Whether the towers compute in bfloat16: as told, or on a GPU.
+
+    Args:
+        precision: `bfloat16`, `float32`, or None for what suits the device.
+        device_type: `cpu` or `cuda`.
+    """
     return precision == "bfloat16" or (precision is None and device_type == "cuda")
 
 

@@ -69,6 +69,14 @@ def find_known(role: Role, model: str | None, weights: str | None) -> KnownWeigh
     """The file that a run file means by its `model` and `weights`, if it is one of the table.
 
     OpenAI's files are meant with and without `-quickgelu` in the name of the architecture.
+
+    Args:
+        role: clip or sam.
+        model: architecture of the run file.
+        weights: name, tag or path of the run file.
+
+    Returns:
+        A line of the table, or None.
     """
     for known in KNOWN_WEIGHTS:
         is_model = model in (known.model, known.model.removesuffix(QUICKGELU))

@@ -1,4 +1,4 @@
-"""From the words of a run file to a loaded network: by name and weights, or by a factory of the user's own.
+"""Builds models from a configuration: by name and checkpoint, or by a user's factory.
 
 Nothing in a weight file is executed (`checkpoint`).
 """
@@ -89,6 +89,10 @@ def load_sam(spec: ModelSpec) -> Sam:
 def check(spec: ModelSpec, role: Role) -> dict[str, str | None]:
     """Refuses early, on the driver, what would fail on every worker; reads names and shapes alone of a weight file.
 
+    Args:
+        spec: of the run file.
+        role: clip or sam.
+
     Returns:
         What the manifest says of the model: its words, with the activation in the name of the architecture; the
         sha256 of its weight file if it has one; perhaps a `note` for the user.
@@ -114,6 +118,13 @@ def factory_sha256(spec: ModelSpec, role: Role) -> str:
 
     In a process of its own, whose memory is gone afterwards: a driver holds no network.
 
+    Args:
+        spec: with a factory.
+        role: clip or sam.
+
+    Returns:
+        Hexadecimal digits.
+
     Raises:
         ModelError: the factory fails, or gives something else than the run file's role asks for.
     """
@@ -134,7 +145,15 @@ def factory_sha256(spec: ModelSpec, role: Role) -> str:
 
 
 def loaded_sha256(spec: ModelSpec, role: Role) -> str:
-    """The sha256 of a loaded network's state."""
+    """The sha256 of a loaded network's state.
+
+    Args:
+        spec: of the run file.
+        role: clip or sam.
+
+    Returns:
+        Hexadecimal digits.
+    """
     return state_sha256(load_sam(spec) if role == "sam" else load_clip(spec).model)
 
 

@@ -182,7 +182,15 @@ def spec_from_json(text: str) -> SegmenterSpec:
 
 
 def segmenter_files(segmenter: Segmenter, spec: SegmenterSpec) -> dict[str, bytes]:
-    """A segmenter as files by name. That of a Mask2Former is a folder that `transformers` loads without us."""
+    """A segmenter as files by name. That of a Mask2Former is a folder that `transformers` loads without us.
+
+    Args:
+        segmenter: trained.
+        spec: what it was built from.
+
+    Returns:
+        File name -> bytes.
+    """
     from safetensors.torch import save
     from transformers import Mask2FormerImageProcessor
     from transformers.utils.logging import disable_progress_bar

@@ -68,6 +68,13 @@ def weights_file(spec: ModelSpec, role: Role | None = None) -> Path:
 def find_place(spec: ModelSpec, role: Role | None) -> Place | None:
     """Where the weights of a network are to be fetched; None where they are a path or a tag that only the hub has.
 
+    Args:
+        spec: of the run file.
+        role: clip or sam; None for weights of a segmenter.
+
+    Returns:
+        Name, URL and sha256.
+
     Raises:
         ModelError: an address without a sha256.
     """

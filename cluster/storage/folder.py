@@ -182,6 +182,13 @@ class Folder:
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """The bytes of a file.
 
+        Args:
+            name: relative to the folder.
+            max_bytes: that are read at the most; None for any number.
+
+        Returns:
+            All bytes.
+
         Raises:
             FileError: there is none, or it is larger than `max_bytes` and is not read.
             StorageError: it can't be read.
@@ -199,7 +206,16 @@ class Folder:
         return self._patiently("read", path, read)
 
     def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
-        """Some bytes of a file, fewer where it ends before; raises as `read`."""
+        """Some bytes of a file, fewer where it ends before; raises as `read`.
+
+        Args:
+            name: relative to the folder.
+            start: the first byte.
+            num_bytes: how many.
+
+        Returns:
+            At most `num_bytes` bytes.
+        """
         path = self._at(name)
 
         def read() -> bytes:
@@ -234,6 +250,10 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, or not at all; one that is there is replaced.
 
+        Args:
+            name: relative to the folder.
+            data: the whole content.
+
         Raises:
             StorageError: it can't be written.
         """
@@ -263,6 +283,13 @@ class Folder:
         """Write a file whole if there is none of this name; whether there is one with these bytes now, by any writer.
 
         Where the storage has no way to do so at once (see `creates_exclusively`), it is looked up before.
+
+        Args:
+            name: relative to the folder.
+            data: the whole content.
+
+        Returns:
+            False where the file that is there holds something else.
         """
         path = self._at(name)
         self._demand_leave()
@@ -304,6 +331,13 @@ class Folder:
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet file as a table; only the bytes of the columns that are asked for travel.
 
+        Args:
+            name: relative to the folder.
+            columns: that are read; None for all.
+
+        Returns:
+            The rows in the order of the file.
+
         Raises:
             DamagedFile: its pages don't have the checksums that were written with them, or it is no Parquet file.
             StorageError: it can't be read.
@@ -330,7 +364,13 @@ class Folder:
         return self._patiently("read", path, read)
 
     def write_table(self, name: str, table: pa.Table | Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-        """Write a table, or rows, as a Parquet file of this schema; the same rows give the same bytes."""
+        """Write a table, or rows, as a Parquet file of this schema; the same rows give the same bytes.
+
+        Args:
+            name: relative to the folder.
+            table: a table or rows.
+            schema: of the file.
+        """
         self.write(name, table_bytes(table, schema))
 
     def delete(self, names: Iterable[str]) -> None:
@@ -426,6 +466,14 @@ class Folder:
 
 
 def read_url(url: str, max_bytes: int | None = None) -> bytes:
-    """The bytes of the file at a path or URL; raises as `Folder.read`."""
+    """The bytes of the file at a path or URL; raises as `Folder.read`.
+
+    Args:
+        url: a path or URL of a file.
+        max_bytes: that are read at the most; None for any number.
+
+    Returns:
+        All bytes.
+    """
     parent, slash, name = url.rpartition("/")
     return Folder(parent or slash or ".").read(name, max_bytes)

@@ -180,13 +180,29 @@ class Run:
             return None
 
     def file_of(self, stage: str, part: str) -> str:
-        """The name of the file that holds a part of a stage."""
+        """The name of the file that holds a part of a stage.
+
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, without a mark.
+
+        Returns:
+            Relative to the folder of the stage.
+        """
         known = self._known(stage)
         accepted = known.files.get(part)
         return accepted.name if accepted else file_name(part, known.mark)
 
     def read_part(self, stage: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A part of a stage as a table; only the bytes of the columns that are asked for travel.
+
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, without a mark.
+            columns: that are read; None for all.
+
+        Returns:
+            The rows in the order of the file.
 
         Raises:
             DamagedFile: it is not what was written; the line names the command that mends it.
@@ -235,7 +251,15 @@ class Run:
         return found
 
     def count_rows(self, stage: str, parts: Sequence[str]) -> int:
-        """Rows in some parts of a stage; of those that are not known, only the footers are read."""
+        """Rows in some parts of a stage; of those that are not known, only the footers are read.
+
+        Args:
+            stage: name.
+            parts: `part-00000.parquet`, ...
+
+        Returns:
+            The sum.
+        """
         folder, known = self.folder.child(stage), self._known(stage)
 
         def count(part: str) -> int:
@@ -249,6 +273,10 @@ class Run:
         """Have some parts of a stage made again by its next start; until then they stay as they are.
 
         The stage is open from here on. Killed in between, it can be called again.
+
+        Args:
+            stage: name.
+            parts: `part-00000.parquet`, ...
         """
         folder = self.folder.child(stage)
         before = read_json(folder, AGAIN) if folder.exists(AGAIN) else []
@@ -273,7 +301,13 @@ class Run:
         folder.write(INPUTS, to_json({**inputs, "reads": dict.fromkeys(inputs.get("reads", {}))}))
 
     def accept(self, stage: str, part: str, file: StageFile) -> None:
-        """Remember a part that a worker has written."""
+        """Remember a part that a worker has written.
+
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, without a mark.
+            file: that holds it.
+        """
         self._known(stage).files[part] = file
 
     def write_journal(self, stage: str) -> None:
@@ -282,7 +316,15 @@ class Run:
         self.folder.child(stage).write(JOURNAL, json.dumps([asdict(file) for file in files]).encode())
 
     def files_of(self, stage: str, parts: Sequence[str]) -> list[StageFile]:
-        """The files of some parts, for a receipt; those that no worker told of are read."""
+        """The files of some parts, for a receipt; those that no worker told of are read.
+
+        Args:
+            stage: name.
+            parts: `part-00000.parquet`, ...
+
+        Returns:
+            Name, rows, bytes and sha256 of each.
+        """
         folder, known = self.folder.child(stage), self._known(stage)
 
         def look(name: str) -> StageFile:
@@ -375,6 +417,13 @@ class Run:
         A part that is there stays, unless it is one that is to be made again: a task that was done twice, or one of a
         driver that was replaced, changes nothing.
 
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, without a mark.
+            table: a table or rows.
+            schema: of the file.
+            failures: of images of this part.
+
         Returns:
             The file, as it is now.
         """
@@ -434,7 +483,12 @@ class Run:
         return events
 
     def add_timeline(self, stage: str, events: Sequence[Mapping[str, Any]]) -> None:
-        """Write the events of one start of a stage as a file, which Chrome and Perfetto show."""
+        """Write the events of one start of a stage as a file, which Chrome and Perfetto show.
+
+        Args:
+            stage: name.
+            events: in Chrome's trace format.
+        """
         if not events:
             return
         name = f"{TIMELINES}/{stage.replace('/', '-')}"

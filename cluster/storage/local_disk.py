@@ -15,7 +15,15 @@ from fmwsss.cluster.storage.storage_errors import FileError, RefusedFile
 
 
 def walk(base: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Names and sizes of the files below a folder; folders that hold none with this prefix are not looked into."""
+    """Names and sizes of the files below a folder; folders that hold none with this prefix are not looked into.
+
+    Args:
+        base: a folder.
+        prefix: of names relative to it.
+
+    Returns:
+        Name relative to the folder, and bytes.
+    """
     for parent, folders, files in os.walk(base):
         above = Path(parent).relative_to(base).as_posix() + "/" if Path(parent) != base else ""
         folders[:] = [
@@ -57,6 +65,15 @@ def read_local(path: str, max_bytes: int | None = None, start: int = 0, num_byte
     What is no file (a pipe, a device) is not opened, for nobody knows when it ends; nor is trusted what size a file
     says it has.
 
+    Args:
+        path: of a file.
+        max_bytes: that it may have; None for any number.
+        start: the first byte that is read.
+        num_bytes: how many; -1 for all.
+
+    Returns:
+        The bytes.
+
     Raises:
         FileError: it has more than `max_bytes`.
         RefusedFile: it is no file.
@@ -83,7 +100,16 @@ def leftovers(base: Path) -> list[Path]:
 
 
 def write_local(path: str, data: bytes, is_new: bool = False) -> bool:
-    """Writes a file and waits for the disk; with `is_new` only where there is none, and whether there was none."""
+    """Writes a file and waits for the disk; with `is_new` only where there is none, and whether there was none.
+
+    Args:
+        path: of the file; folders above it are made.
+        data: the whole content.
+        is_new: whether a file that is there stays.
+
+    Returns:
+        False where there was one and it stayed.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

@@ -16,7 +16,15 @@ READING: dict[str, Any] = {"page_checksum_verification": True, "pre_buffer": Tru
 
 
 def table_bytes(table: pa.Table | Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
-    """A table, or rows, as a Parquet file of a schema; the same rows give the same bytes."""
+    """A table, or rows, as a Parquet file of a schema; the same rows give the same bytes.
+
+    Args:
+        table: a table or rows.
+        schema: of the file.
+
+    Returns:
+        A whole Parquet file, with checksums in its pages.
+    """
     given: Any = table  # pyarrow has no types that a checker could narrow by
     rows = given if isinstance(given, pa.Table) else pa.Table.from_pylist([*given], schema=schema)
     # The least and the greatest of encoded images are images: a part of one row would hold it five times.
@@ -32,12 +40,28 @@ def table_bytes(table: pa.Table | Sequence[Mapping[str, Any]], schema: pa.Schema
 
 
 def parse_table(data: bytes, name: str) -> pa.Table:
-    """The table of a Parquet file whose bytes are here; `name` is for the error, as of `Folder.read_table`."""
+    """The table of a Parquet file whose bytes are here; `name` is for the error, as of `Folder.read_table`.
+
+    Args:
+        data: a whole Parquet file.
+        name: of the file.
+
+    Returns:
+        All columns.
+    """
     return checked(lambda: pq.read_table(BytesIO(data), **READING), name)
 
 
 def checked(call: Callable[[], T], path: str) -> T:
-    """What a call of Arrow on a file returns; raises DamagedFile where the file's bytes are to blame."""
+    """What a call of Arrow on a file returns; raises DamagedFile where the file's bytes are to blame.
+
+    Args:
+        call: reads the file.
+        path: of the file, for the message.
+
+    Returns:
+        What the call returned.
+    """
     try:
         return call()
     except pa.ArrowInvalid as error:

@@ -33,7 +33,16 @@ class StageFile:
 
     @classmethod
     def of(cls, name: str, data: bytes, num_rows: int = 0) -> StageFile:
-        """The file that these bytes are."""
+        """The file that these bytes are.
+
+        Args:
+            name: relative to the folder of the stage.
+            data: the whole content.
+            num_rows: of a Parquet file; 0 for others.
+
+        Returns:
+            Name, rows, bytes and sha256.
+        """
         return cls(name, num_rows, len(data), hashlib.sha256(data).hexdigest())
 
     def is_whole(self, data: bytes) -> bool:
@@ -103,13 +112,29 @@ def part_index(part: str) -> int:
 
 
 def file_name(part: str, mark: str) -> str:
-    """The name of the file that a stage of this mark keeps a part in."""
+    """The name of the file that a stage of this mark keeps a part in.
+
+    Args:
+        part: `part-00000.parquet`, without a mark.
+        mark: of the stage's inputs; empty for runs of earlier releases.
+
+    Returns:
+        `part-00000-MARK.parquet`.
+    """
     match = _PART.fullmatch(part)
     return f"{part.removesuffix('.parquet')}-{mark}.parquet" if mark and match and not match[2] else part
 
 
 def part_of(file: str, mark: str) -> str | None:
-    """The part that `file_name` made this name of; None if it is of another mark, or no part."""
+    """The part that `file_name` made this name of; None if it is of another mark, or no part.
+
+    Args:
+        file: name of a file of a stage.
+        mark: of the stage's inputs.
+
+    Returns:
+        `part-00000.parquet`, or None.
+    """
     match = _PART.fullmatch(file)
     return f"part-{match[1]}.parquet" if match and (match[2] or "") == mark else None
 

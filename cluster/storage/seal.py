@@ -18,6 +18,13 @@ def sealed(data: bytes) -> bytes:
 def unsealed(data: bytes, name: str) -> bytes:
     """The bytes that `sealed` got; those of an earlier release have no seal, and come as they are.
 
+    Args:
+        data: content with or without a seal.
+        name: of the file, for the message.
+
+    Returns:
+        The content.
+
     Raises:
         DamagedFile: they are others; `name` is for the error.
     """

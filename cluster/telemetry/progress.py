@@ -65,7 +65,13 @@ class StageProgress:
             self._task = self._bar.add_task(stage, total=total, completed=done, note="")
 
     def advance(self, count: int, num_failures: int = 0, note: str = "") -> None:
-        """Adds finished units; `note` is a few words such as the current loss."""
+        """Adds finished units; `note` is a few words such as the current loss.
+
+        Args:
+            count: units finished since the last call.
+            num_failures: of images among them.
+            note: shown beside the bar.
+        """
         self.done += count
         self.num_failures += num_failures
         if note:
@@ -137,7 +143,12 @@ class Board:
         self.state = (0, "")
 
     def set(self, done: int, note: str) -> None:
-        """What is finished by now, and a few words about it."""
+        """What is finished by now, and a few words about it.
+
+        Args:
+            done: units finished by now.
+            note: a few words.
+        """
         self.state = (done, note)
 
     def get(self) -> tuple[int, str]:

@@ -41,7 +41,12 @@ class EventLog:
         self._gauges: dict[str, Gauge] = {}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics."""
+        """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics.
+
+        Args:
+            step: iteration, from 0.
+            values: by name.
+        """
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
             self._measure(name, float(value))
@@ -58,7 +63,13 @@ class EventLog:
         self._gauges[name].set(value, {"stage": self.folder.url.rpartition("/")[2]})
 
     def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-        """One picture."""
+        """One picture.
+
+        Args:
+            step: iteration, from 0.
+            name: of the picture.
+            pixels: RGB.
+        """
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def save(self) -> None:

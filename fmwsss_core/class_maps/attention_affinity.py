@@ -62,7 +62,15 @@ def refine(
 
 
 def box_mask(cam: Float[np.ndarray, "height width"], threshold: float) -> Bool[np.ndarray, "height width"]:
-    """Union of the bounding boxes of the 8-connected regions strictly above `threshold` times the maximum (M2.2)."""
+    """Union of the bounding boxes of the 8-connected regions strictly above `threshold` times the maximum (M2.2).
+
+    Args:
+        cam: one map, of any scale.
+        threshold: share of the maximum, 0 to 1.
+
+    Returns:
+        True inside of a box.
+    """
     regions = np.zeros(cam.shape, dtype=np.int32)
     ndimage.label(cam > threshold * cam.max(), structure=np.ones((3, 3)), output=regions)
     mask = np.zeros(cam.shape, dtype=bool)

@@ -25,12 +25,30 @@ Looks = Literal["patches", "tokens", "both"]
 
 
 def patch_grid(clip: FrozenClip, height_px: int, width_px: int) -> tuple[int, int]:
-    """Patches down and across of an image of this size; images of one grid can go through the image tower together."""
+    """Patches down and across of an image of this size; images of one grid can go through the image tower together.
+
+    Args:
+        clip: whose patch size counts.
+        height_px: of the image.
+        width_px: of the image.
+
+    Returns:
+        Rows and columns of the grid.
+    """
     return -(-height_px // clip.patch_size), -(-width_px // clip.patch_size)
 
 
 def bound_of(clip: FrozenClip, grid: tuple[int, int], max_side_px: int | None) -> float:
-    """The scale at which the longer side of images of a patch grid is at most `max_side_px`, 1 where it is already."""
+    """The scale at which the longer side of images of a patch grid is at most `max_side_px`, 1 where it is already.
+
+    Args:
+        clip: whose patch size counts.
+        grid: rows and columns of patches.
+        max_side_px: of what CLIP sees; None for no bound.
+
+    Returns:
+        0 to 1.
+    """
     return 1.0 if max_side_px is None else min(1.0, max_side_px / (max(grid) * clip.patch_size))
 
 

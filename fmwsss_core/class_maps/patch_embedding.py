@@ -151,7 +151,15 @@ class PatchEmbedding:
 
 
 def neighbourhood(grid: tuple[int, int], deviation_patches: float) -> Float[Tensor, "tokens tokens"]:
-    """exp(-|i - j|^2 / (2 s^2)) between the places of patches: 1 with itself (M11, F1 a; NACLIP)."""
+    """exp(-|i - j|^2 / (2 s^2)) between the places of patches: 1 with itself (M11, F1 a; NACLIP).
+
+    Args:
+        grid: rows and columns of patches.
+        deviation_patches: s, in patches.
+
+    Returns:
+        A symmetric matrix, float64, 1 on its diagonal.
+    """
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     places = torch.stack([rows.flatten(), columns.flatten()], dim=1)
     squares = (places[:, None] - places[None]).square().sum(dim=2)

@@ -67,13 +67,31 @@ def min_max(maps: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
 
 
 def window_starts(length: int, side: int, stride: int) -> list[int]:
-    """Where windows of a side begin so that they cover a length; the last one ends with it."""
+    """Where windows of a side begin so that they cover a length; the last one ends with it.
+
+    Args:
+        length: to be covered, in patches.
+        side: of a window, in patches.
+        stride: between two windows, in patches.
+
+    Returns:
+        The first patch of each window, ascending.
+    """
     last = max(0, length - side)
     return [*range(0, last, stride), last]
 
 
 def windows_of(grid: tuple[int, int], side: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns, in patches, of the square windows that cover a grid; cut to it where it is smaller."""
+    """Rows and columns, in patches, of the square windows that cover a grid; cut to it where it is smaller.
+
+    Args:
+        grid: rows and columns of patches.
+        side: of a window, in patches.
+        stride: between two windows, in patches.
+
+    Returns:
+        Slices of rows and of columns, window after window, row by row.
+    """
     for top in window_starts(grid[0], side, stride):
         for left in window_starts(grid[1], side, stride):
             yield slice(top, min(top + side, grid[0])), slice(left, min(left + side, grid[1]))

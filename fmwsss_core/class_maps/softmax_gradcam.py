@@ -36,6 +36,14 @@ def class_scores(
     """Softmax over the classes present in the image and all backgrounds (M2); columns: classes, then backgrounds.
 
     Absent classes get 0; so does everything where an image has neither a class nor a background.
+
+    Args:
+        logits: image against class, before the softmax.
+        background_logits: image against background.
+        present: which classes the image's labels name.
+
+    Returns:
+        Probabilities; they sum to 1 over what an image's softmax has.
     """
     allowed = torch.cat([present, torch.ones_like(background_logits, dtype=torch.bool)], dim=1)
     # The lowest finite number instead of -inf: no nan, in value or gradient, where nothing is allowed.
@@ -70,10 +78,9 @@ def softmax_gradcam(
     logits = logit_scale * block.embedding @ foreground.T
     scores = class_scores(logits, logit_scale * block.embedding @ background.T, present)
 
-    # t_c - sum_j s^j t_j as a sum over the rivals of c alone: where s^c is near 1, as it often is, the difference of
-    # two almost equal vectors would lose its digits.
-    rivals = scores[image].scatter(1, class_index[:, None], 0)
-    pull = rivals.sum(dim=1, keepdim=True) * foreground[class_index] - rivals @ torch.cat([foreground, background])
+    # t_c - sum_j s^j t_j as a sum over j != c, to avoid catastrophic cancellation when s^c is close to 1.
+    others = scores[image].scatter(1, class_index[:, None], 0)
+    pull = others.sum(dim=1, keepdim=True) * foreground[class_index] - others @ torch.cat([foreground, background])
     cotangent = logit_scale * scores[image, class_index][:, None] * pull
 
     return RawClassMaps(image, class_index, block.cam(cotangent, image), logits)

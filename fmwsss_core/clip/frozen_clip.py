@@ -140,6 +140,13 @@ class FrozenClip(nn.Module):
 
         Images of different sizes are the caller's to group: one call takes one size. With a `scale` there are about
         so many times as many patches on each side.
+
+        Args:
+            images: RGB, 0 to 255, all of one size.
+            scale: of the patch grid on each side; 1 is the image's own.
+
+        Returns:
+            Normalised pixels in the precision of the network; each side is a multiple of the patch size.
         """
         patch = self.patch_size
         height, width = (max(1, round(-(-side // patch) * scale)) * patch for side in images.shape[-2:])

@@ -19,6 +19,15 @@ def frozen_linear(
     In float32 on a CPU, and where no gradient is asked for, the product is oneDNN's: faster than that of the library
     which torch itself calls (`python -m benchmarks.prompt_step` compares them), and GELU costs no pass of its own.
     Gradients are those of reverse mode; forward mode (`torch.func.jvp`) does not see through oneDNN.
+
+    Args:
+        x: activations; gradients go to them alone.
+        weight: of the layer, frozen.
+        bias: of the layer, or None.
+        activation: applied to the product; None for none.
+
+    Returns:
+        The layer's output, in the type of `x`.
     """
     if not _is_for_onednn(x, weight, bias):
         y = functional.linear(x, weight, bias)

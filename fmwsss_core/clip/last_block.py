@@ -1,4 +1,4 @@
-"""The last block of an image tower, and the gradient of an embedding through it, written out (method M2.1 e).
+"""The last block of an image encoder, and the analytic VJP of the embedding through it (method M2.1 e).
 
 What Softmax-GradCAM asks for is linear in the cotangent of the image embedding. Written as an ordinary expression of
 that cotangent, over quantities that depend on the image alone, it needs no backward pass; and autograd's backward pass
@@ -22,8 +22,8 @@ ATTENTION_AT_ONCE = 1 << 26  # weights of all heads: 256 MiB in float32; several
 
 @dataclass(frozen=True)
 class LastBlock:
-    """What the last block, ln_post, mean over patches, projection and L2 norm make of a batch (M2), and all
-    that their derivative needs.
+    """Forward activations of the last block and the pooling head (ln_post, mean over patches, projection, L2 norm; M2),
+    cached for the analytic vector-Jacobian product.
 
     Attributes:
         embedding: f_I of M2.
@@ -47,7 +47,15 @@ class LastBlock:
     _length: Float[Tensor, "batch 1"]  # of the embedding before its L2 norm
 
     def cam(self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]) -> Float[Tensor, "rows tokens"]:
-        """F J u of M2.1: the raw class activation map of each row; see `gradient`. Without a graph some at a time."""
+        """F J u of M2.1: the raw class activation map of each row; see `gradient`. Without a graph some at a time.
+
+        Args:
+            cotangent: u of each row, the derivative with respect to the pooled embedding.
+            image: which image of the batch a row is of.
+
+        Returns:
+            The raw map over the patches, row by row.
+        """
         at_once = len(image)
         if not torch.is_grad_enabled():
             at_once = max(1, ATTENTION_AT_ONCE // self._weights[0].numel())
@@ -121,7 +129,15 @@ class MapProduct:
     product: Float[Tensor, "batch tokens embed"]
 
     def cam(self, cotangent: Float[Tensor, "rows embed"], image: Int[Tensor, "rows"]) -> Float[Tensor, "rows tokens"]:
-        """F J u: the raw class activation map of each row, as `LastBlock.cam`."""
+        """F J u: the raw class activation map of each row, as `LastBlock.cam`.
+
+        Args:
+            cotangent: u of each row.
+            image: which image of the batch a row is of.
+
+        Returns:
+            The raw map over the patches, row by row.
+        """
         return torch.einsum("rnd,rd->rn", self.product[image], cotangent)
 
 
@@ -187,7 +203,15 @@ def run_last_block(visual: Any, last_block_input: Float[Tensor, "batch all_token
 
 
 def split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each (batch, heads, tokens, width of a head), of x (batch, tokens, width)."""
+    """Queries, keys and values, each (batch, heads, tokens, width of a head), of x (batch, tokens, width).
+
+    Args:
+        attn: whose projections are used.
+        x: tokens after the norm, (batch, tokens, width).
+
+    Returns:
+        Queries, keys and values.
+    """
     assert attn.in_proj_weight is not None
     projected = frozen_linear(x, attn.in_proj_weight, attn.in_proj_bias)
     query, key, value = projected.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
@@ -195,7 +219,15 @@ def split_heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor,
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """Softmax of the scaled products of queries and keys, (batch, heads, queries, keys)."""
+    """Softmax of the scaled products of queries and keys, (batch, heads, queries, keys).
+
+    Args:
+        query: (batch, heads, queries, width of a head).
+        key: (batch, heads, keys, width of a head).
+
+    Returns:
+        Weights that sum to 1 over the keys.
+    """
     return torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, dim=3)
 
 
@@ -203,6 +235,14 @@ def attend_with_mean(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     """Attention, (batch, heads, tokens, width of a head), and its weights averaged over heads, (batch, tokens, tokens).
 
     The weights of all heads are there for some queries at a time.
+
+    Args:
+        query: (batch, heads, tokens, width of a head).
+        key: of the same shape.
+        value: of the same shape.
+
+    Returns:
+        Attention and mean weights.
     """
     num_images, num_heads, num_tokens, _ = query.shape
     at_once = max(1, ATTENTION_AT_ONCE // (num_images * num_heads * num_tokens))

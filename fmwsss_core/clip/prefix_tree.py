@@ -1,4 +1,4 @@
-"""Prompts that begin alike as one tree: in a causal text tower a token depends on nothing that comes after it."""
+"""Prefix tree of prompts: a shared prefix is encoded once, since the text encoder is causal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned prompts in front of a frozen text tower (method M3; context vectors as in CoOp)."""
+"""Learnable CoOp-style contexts for a frozen CLIP text encoder (method M3)."""
 
 from __future__ import annotations
 
@@ -158,6 +158,14 @@ class PromptLearner(nn.Module):
     @classmethod
     def from_bytes(cls, clip: FrozenClip, vocabulary: Vocabulary, data: bytes) -> PromptLearner:
         """The prompts of `to_bytes`.
+
+        Args:
+            clip: in front of whose text encoder they were trained.
+            vocabulary: the classes and backgrounds they were trained for.
+            data: a safetensors file.
+
+        Returns:
+            A learner with those contexts.
 
         Raises:
             ValueError: not such a file, or trained with another CLIP or another vocabulary; the message says which.

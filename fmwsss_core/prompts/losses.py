@@ -53,7 +53,15 @@ def counted_pairs(present: Bool[Tensor, "batch classes"]) -> Bool[Tensor, "batch
 def binary_cross_entropy(
     logits: Float[Tensor, "batch classes"], present: Bool[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """The baseline (M4): binary cross-entropy of sigmoid(Y), mean over images and classes."""
+    """The baseline (M4): binary cross-entropy of sigmoid(Y), mean over images and classes.
+
+    Args:
+        logits: Y, image against class.
+        present: which classes the image's labels name.
+
+    Returns:
+        The mean, a scalar.
+    """
     return functional.binary_cross_entropy_with_logits(logits, present.to(logits, non_blocking=True))
 
 
@@ -118,6 +126,16 @@ def pixel_cross_entropy(
 
     The same maps, pixels, mean and arguments: a row's pixels labelled with its class are 1, its other labelled
     pixels 0.
+
+    Args:
+        cam_maps: one map for each (image, class) row, on the patch grid, before the sigmoid.
+        labels: seeds of the batch, in pixels; 255 is ignored.
+        image: which image of the batch a row is of.
+        class_index: which class a row is of, 1 to 254.
+        rows: the rows that count; None for all.
+
+    Returns:
+        The mean over labelled pixels, a scalar; 0 where there are none.
     """
     counted = _labelled_rows(cam_maps, labels, image, class_index, rows)
     if counted is None:

@@ -129,14 +129,33 @@ def prompt_loss(
 
 
 def share_of(count: Int[Tensor, ""], total: Int[Tensor, ""]) -> Float64[Tensor, ""]:
-    """What part of a mean over `total` a worker's mean over `count` is; 0 where there is nothing to average."""
+    """What part of a mean over `total` a worker's mean over `count` is; 0 where there is nothing to average.
+
+    Args:
+        count: what this worker averaged over.
+        total: the same over all workers.
+
+    Returns:
+        count / total, float64.
+    """
     return count.double() / total.clamp(min=1).double()
 
 
 def learning_rate(
     iteration: int, num_iterations: int, base: float, warmup_iterations: int, warmup_learning_rate: float
 ) -> float:
-    """Constant warm-up, then a cosine to zero, per iteration (method M3)."""
+    """Constant warm-up, then a cosine to zero, per iteration (method M3).
+
+    Args:
+        iteration: from 0.
+        num_iterations: of the whole training.
+        base: the rate after the warm-up.
+        warmup_iterations: how long the rate is `warmup_learning_rate`.
+        warmup_learning_rate: of the first iterations.
+
+    Returns:
+        The rate of this iteration.
+    """
     if iteration < warmup_iterations:
         return warmup_learning_rate
     progress = (iteration - warmup_iterations) / max(1, num_iterations - warmup_iterations)
@@ -146,6 +165,16 @@ def learning_rate(
 def make_optimizer(
     learner: PromptLearner, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """Stochastic gradient descent on the contexts alone (method M3)."""
+    """Stochastic gradient descent on the contexts alone (method M3).
+
+    Args:
+        learner: whose contexts are trained.
+        learning_rate: of the first iteration.
+        momentum: 0 to 1.
+        weight_decay: L2, of the contexts.
+
+    Returns:
+        An optimizer of what needs gradients.
+    """
     contexts = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     return torch.optim.SGD(contexts, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)

@@ -23,6 +23,15 @@ def threshold_seed(
 
     Arguments and errors as those of `seed_image`; maps are already scaled to 0..1. Superpixels count for `coverage`
     only.
+
+    Args:
+        superpixels: of one image.
+        cams: maps already scaled to 0..1, one for each present class, on the patch grid.
+        class_indices: class index (1 to 254) of each map.
+        alpha: power of the background's score, larger than 0.
+
+    Returns:
+        Labels of the image's size; scores are left out.
     """
     size = superpixels.height_px, superpixels.width_px
     labels = label_map_from_cam(cams, class_indices, *size, alpha)
@@ -35,7 +44,17 @@ def voting_seed(
     class_indices: Sequence[int],
     alpha: float,
 ) -> Seed:
-    """SEPL: `threshold_seed`, whose labels are then put to the vote of the superpixels (`vote`)."""
+    """SEPL: `threshold_seed`, whose labels are then put to the vote of the superpixels (`vote`).
+
+    Args:
+        superpixels: of one image.
+        cams: maps already scaled to 0..1, one for each present class, on the patch grid.
+        class_indices: class index (1 to 254) of each map.
+        alpha: power of the background's score, larger than 0.
+
+    Returns:
+        Labels of the image's size; scores are left out.
+    """
     by_maps = threshold_seed(superpixels, cams, class_indices, alpha)
     labels = vote(superpixels, by_maps.labels, class_indices)
     return _without_scores(superpixels, labels, by_maps.confidence, class_indices)
@@ -48,7 +67,18 @@ def crf_seed(
     class_indices: Sequence[int],
     alpha: float,
 ) -> Seed:
-    """CLIP-ES: a dense CRF on background and maps; confidence is the largest marginal (CLIP-ES ignores below .95)."""
+    """CLIP-ES: a dense CRF on background and maps; confidence is the largest marginal (CLIP-ES ignores below .95).
+
+    Args:
+        image: RGB.
+        superpixels: of one image.
+        cams: maps already scaled to 0..1, one for each present class, on the patch grid.
+        class_indices: class index (1 to 254) of each map.
+        alpha: power of the background's score, larger than 0.
+
+    Returns:
+        Labels of the image's size; scores are left out.
+    """
     scores = cam_probabilities(upsample(cams, superpixels.height_px, superpixels.width_px), alpha)
     marginals = dense_crf(image, scores / np.maximum(scores.sum(axis=0), TINY))
     labels = np.array([0, *class_indices], dtype=np.uint8)[marginals.argmax(axis=0)]

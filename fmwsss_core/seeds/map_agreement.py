@@ -22,6 +22,13 @@ def explained_share(values: Float[np.ndarray, "height width"], regions: Int32[np
 
     1: the map is constant in every region, so that a region's class can be read from it without loss. It does not
     depend on the map's scale; of a constant map it is 0.
+
+    Args:
+        values: a class map.
+        regions: number of the region that each pixel is in, from 0.
+
+    Returns:
+        Between-region variance over total variance.
     """
     flat, region = values.reshape(-1).astype(np.float64), regions.reshape(-1)
     counts = np.bincount(region)

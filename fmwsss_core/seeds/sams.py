@@ -132,7 +132,15 @@ def seed_image(
 def class_scores(
     superpixels: Superpixels, cams: Float32[np.ndarray, "present grid_height grid_width"]
 ) -> Float[np.ndarray, "superpixels present"]:
-    """S^c of eq. 8, as steps 1 and 2 of `seed_image` make it."""
+    """S^c of eq. 8, as steps 1 and 2 of `seed_image` make it.
+
+    Args:
+        superpixels: of one image.
+        cams: one map for each present class, on the patch grid.
+
+    Returns:
+        The score of each superpixel for each class, 0 to 1.
+    """
     return _class_scores(superpixels, cams, lambda *_: None)
 
 
@@ -169,13 +177,29 @@ def _class_scores(
 def paint(
     superpixels: Superpixels, winning_score: Float32[np.ndarray, " superpixels"]
 ) -> Int32[np.ndarray, "{superpixels.height_px} {superpixels.width_px}"]:
-    """Index of the superpixel on top at each pixel, -1 where there is none: by level, then score, then the first."""
+    """Index of the superpixel on top at each pixel, -1 where there is none: by level, then score, then the first.
+
+    Args:
+        superpixels: of one image.
+        winning_score: of each superpixel's best class.
+
+    Returns:
+        Superpixel indices.
+    """
     position = np.arange(len(superpixels))
     return topmost(superpixels, np.lexsort((-position, winning_score, superpixels.level)))
 
 
 def missing_classes(labels: UInt8[np.ndarray, "height width"], class_indices: Sequence[int]) -> tuple[int, ...]:
-    """Those of `class_indices` that have no pixel."""
+    """Those of `class_indices` that have no pixel.
+
+    Args:
+        labels: class indices.
+        class_indices: those that should be there.
+
+    Returns:
+        Class indices, in their order.
+    """
     return tuple(index for index in class_indices if not np.any(labels == index))
 
 
@@ -248,7 +272,18 @@ def label_maps_from_cam(
     width: int,
     powers: Sequence[float],
 ) -> list[UInt8[np.ndarray, "{height} {width}"]]:
-    """`label_map_from_cam` for each of several powers; the maps are gone through once."""
+    """`label_map_from_cam` for each of several powers; the maps are gone through once.
+
+    Args:
+        cams: maps already scaled to 0..1, one for each present class, on the patch grid; upsampled here.
+        class_indices: class index (1 to 254) of each map.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        powers: of the background's score, each larger than 0.
+
+    Returns:
+        A label map for each power.
+    """
     for power in powers:
         _check(cams, class_indices, "power", power)
     best = _best_two(cams, height, width)
@@ -259,7 +294,17 @@ def label_maps_from_cam(
 def margins_of_cams(
     cams: Float32[np.ndarray, "present grid_height grid_width"], height: int, width: int, power: float
 ) -> Float32[np.ndarray, "{height} {width}"]:
-    """The best score of each pixel minus the second, of those that `label_map_from_cam` compares."""
+    """The best score of each pixel minus the second, of those that `label_map_from_cam` compares.
+
+    Args:
+        cams: maps already scaled to 0..1, one for each present class, on the patch grid; upsampled here.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        power: of the background's score, larger than 0.
+
+    Returns:
+        0 to 1; 1 where there is one score alone.
+    """
     return _best_two(cams, height, width).margin(power).reshape(width, height).T
 
 

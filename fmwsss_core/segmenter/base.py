@@ -48,6 +48,13 @@ class Segmenter(nn.Module, ABC):
 
         It adds up over workers and micro-batches: losses with the sum of the whole batch have gradients that add up to
         that of the whole batch.
+
+        Args:
+            labels: class indices; 255 is ignored.
+            weights: of each pixel, 0 to 1; None for 1.
+
+        Returns:
+            Sums over the batch.
         """
 
     @abstractmethod
@@ -81,7 +88,15 @@ class Segmenter(nn.Module, ABC):
 def pixel_weights(
     labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
 ) -> Float[Tensor, "batch height width"]:
-    """The weight of each pixel in a loss: that given, or 1; none where the label is 255."""
+    """The weight of each pixel in a loss: that given, or 1; none where the label is 255.
+
+    Args:
+        labels: class indices; 255 is ignored.
+        weights: of each pixel, 0 to 1; None for 1.
+
+    Returns:
+        0 or more for each pixel.
+    """
     valid = (labels != IGNORE).float()
     return valid if weights is None else weights * valid
 
@@ -92,7 +107,17 @@ def pixel_loss(
     weights: Float[Tensor, "batch height width"] | None,
     total: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Cross entropy of each pixel, weighted, over the sum of `pixel_weights` of the whole batch; logits are resized."""
+    """Cross entropy of each pixel, weighted, over the sum of `pixel_weights` of the whole batch; logits are resized.
+
+    Args:
+        logits: before the softmax, on any grid.
+        labels: class indices; 255 is ignored.
+        weights: of each pixel, 0 to 1; None for 1.
+        total: what the sum is divided by, at least 1.
+
+    Returns:
+        A scalar.
+    """
     logits = functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
     truth = torch.where(labels == IGNORE, torch.zeros_like(labels), labels).long()
     entropy = functional.cross_entropy(logits, truth, reduction="none")

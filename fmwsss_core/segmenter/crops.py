@@ -96,7 +96,16 @@ def paste_class(crop: Crop, giver: Crop, generator: np.random.Generator) -> Crop
 
 
 def scaled_size(height: int, width: int, short_side_px: float) -> list[int]:
-    """Height and width with this short side, unless the long side would then be over MAX_ASPECT times as long."""
+    """Height and width with this short side, unless the long side would then be over MAX_ASPECT times as long.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        short_side_px: that is wanted.
+
+    Returns:
+        Height and width in pixels, each at least 1.
+    """
     scale = min(short_side_px / min(height, width), MAX_ASPECT * short_side_px / max(height, width))
     return [max(1, round(height * scale)), max(1, round(width * scale))]
 

@@ -68,7 +68,15 @@ class DeepLabV3Plus(Segmenter):
     def measure(
         self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
     ) -> Float[Tensor, "1"]:
-        """See `Segmenter.measure`: the weight of all pixels that are not ignored."""
+        """See `Segmenter.measure`: the weight of all pixels that are not ignored.
+
+        Args:
+            labels: class indices; 255 is ignored.
+            weights: of each pixel, 0 to 1; None for 1.
+
+        Returns:
+            Sums over the batch.
+        """
         return pixel_weights(labels, weights).sum()[None]
 
     def losses(
@@ -79,7 +87,18 @@ class DeepLabV3Plus(Segmenter):
         totals: Float[Tensor, " sums"],
         random_seeds: Sequence[int],
     ) -> dict[str, Float[Tensor, ""]]:
-        """See `Segmenter.losses`: cross entropy per pixel, `pixels`, and that of the auxiliary head, `auxiliary`."""
+        """See `Segmenter.losses`: cross entropy per pixel, `pixels`, and that of the auxiliary head, `auxiliary`.
+
+        Args:
+            images: RGB, 0 to 255.
+            labels: class indices; 255 is ignored.
+            weights: of each pixel, 0 to 1; None for 1.
+            totals: `measure` of the whole batch, summed over workers.
+            random_seeds: of each image, for points that are drawn.
+
+        Returns:
+            Weighted losses by name; their sum is minimised.
+        """
         features = self.resnet(self.normalise(images))
         logits, auxiliary = self._logits(features), self.auxiliary(features["middle"])
         with torch.autocast(images.device.type, enabled=False):

@@ -67,7 +67,15 @@ class Mask2Former(Segmenter):
     def measure(
         self, labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
     ) -> Float[Tensor, "2"]:
-        """See `Segmenter.measure`: masks, and images with any."""
+        """See `Segmenter.measure`: masks, and images with any.
+
+        Args:
+            labels: class indices; 255 is ignored.
+            weights: of each pixel, 0 to 1; None for 1.
+
+        Returns:
+            Sums over the batch.
+        """
         return count_targets(classes_in(labels, weights))
 
     def losses(
@@ -78,7 +86,18 @@ class Mask2Former(Segmenter):
         totals: Float[Tensor, " sums"],
         random_seeds: Sequence[int],
     ) -> dict[str, Float[Tensor, ""]]:
-        """See `Segmenter.losses`: `class`, `mask` and `dice`, over all layers of the decoder."""
+        """See `Segmenter.losses`: `class`, `mask` and `dice`, over all layers of the decoder.
+
+        Args:
+            images: RGB, 0 to 255.
+            labels: class indices; 255 is ignored.
+            weights: of each pixel, 0 to 1; None for 1.
+            totals: `measure` of the whole batch, summed over workers.
+            random_seeds: of each image, for points that are drawn.
+
+        Returns:
+            Weighted losses by name; their sum is minimised.
+        """
         output = self.network(pixel_values=self.normalise(images), output_auxiliary_logits=True)
         layers: list[Any] = [*output.auxiliary_logits, output]
         class_logits = torch.stack([layer["class_queries_logits"] for layer in layers])
@@ -146,6 +165,15 @@ def on_clip(
     """A Mask2Former before training whose backbone is a frozen CLIP (see `ClipBackbone`); arguments as above.
 
     Its weights load in `transformers` only with this package's backbone in place.
+
+    Args:
+        class_names: background first.
+        clip: whose image tower is the backbone; it stays frozen.
+        options: settings of a Mask2Former.
+        random_seed: of the weights.
+
+    Returns:
+        The network of `transformers`.
     """
     width = options.get("feature_size", Mask2FormerConfig().feature_size)
     stand_in = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [width] * 4, "depths": [1] * 4}

@@ -1,7 +1,7 @@
-"""The losses of Mask2Former with pixels that are ignored, truly: no point of theirs is matched or learned from.
+"""Mask2Former's set criterion with an ignore index: ignored pixels are excluded from matching and point sampling.
 
-Neither the original nor `transformers` does that for the mask losses; seeds have pixels of 255, and crops are padded
-with it (method M7: class 2 with .1 for no object, mask 5, dice 5, 12544 points, oversample 3, importance .75).
+Neither the original nor `transformers` excludes them from the mask losses; seeds have pixels of 255, and crops are
+padded with it (method M7: class 2 with .1 for no object, mask 5, dice 5, 12544 points, oversample 3, importance .75).
 
 All images and all layers of the decoder go through each operation together: one by one, a step would be thousands of
 launches of a GPU, longer than their work. Tensors over all points of all masks are made a piece at a time.
@@ -54,7 +54,15 @@ class Targets:
 def make_targets(
     labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
 ) -> Targets:
-    """Targets of each image; without `weights` every pixel that is not 255 counts 1. A device is waited for once."""
+    """Targets of each image; without `weights` every pixel that is not 255 counts 1. A device is waited for once.
+
+    Args:
+        labels: class indices; 255 is ignored.
+        weights: of each pixel, 0 to 1; None for 1.
+
+    Returns:
+        Classes, labels and weights.
+    """
     valid = (labels != IGNORE).float()
     return Targets(classes_in(labels, weights), labels, valid if weights is None else weights * valid)
 
@@ -62,7 +70,15 @@ def make_targets(
 def classes_in(
     labels: UInt8[Tensor, "batch height width"], weights: Float[Tensor, "batch height width"] | None
 ) -> tuple[tuple[int, ...], ...]:
-    """Class indices, ascending, of each image: of its pixels that are not 255 and weigh anything."""
+    """Class indices, ascending, of each image: of its pixels that are not 255 and weigh anything.
+
+    Args:
+        labels: class indices; 255 is ignored.
+        weights: of each pixel, 0 to 1; None for 1.
+
+    Returns:
+        A tuple for each image; 0 is background.
+    """
     counted = labels if weights is None else torch.where(weights > 0, labels, torch.full_like(labels, IGNORE))
     # No histogram over the class: its size would depend on the content, and a device would be waited for twice.
     found = torch.zeros(len(labels), 256, dtype=torch.uint8, device=labels.device)
@@ -321,7 +337,15 @@ def _pieces(per_image: Sequence[int], numbers_per_mask: int) -> Iterator[tuple[l
 def sample_logits(
     logits: Float[Tensor, "masks channels grid_height grid_width"], points: Float[Tensor, "masks points 2"]
 ) -> Float[Tensor, "masks channels points"]:
-    """Values between the cells of a grid, bilinearly; points are (x, y) in 0..1 over the image."""
+    """Values between the cells of a grid, bilinearly; points are (x, y) in 0..1 over the image.
+
+    Args:
+        logits: a grid for each mask.
+        points: x and y of each point, 0 to 1.
+
+    Returns:
+        A value for each point.
+    """
     return functional.grid_sample(logits, 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
 
 

@@ -25,6 +25,15 @@ def parameter_groups(
     """Parameters that are learned, in groups: the backbone at a fraction of the rate, no decay on norms and embeddings.
 
     Frozen parameters are in none. `base_lr` of a group is what the schedule multiplies.
+
+    Args:
+        segmenter: whose parameters are learned.
+        learning_rate: of all but the backbone.
+        weight_decay: of all but norms and embeddings.
+        backbone_multiplier: of the backbone's rate.
+
+    Returns:
+        Groups for an optimizer of torch.
     """
     in_backbone = {id(parameter) for parameter in segmenter.backbone.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -50,7 +59,18 @@ def make_optimizer(
     weight_decay: float,
     backbone_multiplier: float,
 ) -> torch.optim.Optimizer:
-    """AdamW for Mask2Former, SGD with momentum .9 for DeepLabV3+."""
+    """AdamW for Mask2Former, SGD with momentum .9 for DeepLabV3+.
+
+    Args:
+        segmenter: whose parameters are learned.
+        kind: which optimizer.
+        learning_rate: of all but the backbone.
+        weight_decay: of all but norms and embeddings.
+        backbone_multiplier: of the backbone's rate.
+
+    Returns:
+        An optimizer whose groups have a `base_lr`.
+    """
     groups = parameter_groups(segmenter, learning_rate, weight_decay, backbone_multiplier)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
@@ -73,7 +93,12 @@ def poly_factor(iteration: int, num_iterations: int, power: float, warmup_iterat
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets the rate of every group to its base rate times `factor`."""
+    """Sets the rate of every group to its base rate times `factor`.
+
+    Args:
+        optimizer: of `make_optimizer`.
+        factor: of the schedule, 0 to 1.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
@@ -164,6 +189,11 @@ def has_batch_norm(segmenter: Segmenter) -> bool:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:
-    """Scales all gradients together so that their norm is at most `max_norm`."""
+    """Scales all gradients together so that their norm is at most `max_norm`.
+
+    Args:
+        parameters: whose gradients are changed in place.
+        max_norm: L2; None or 0 leaves them as they are.
+    """
     if max_norm:
         torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)

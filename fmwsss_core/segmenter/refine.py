@@ -38,9 +38,13 @@ def refine_labels(
     in seeding, a higher level over a lower one. Pixels in no superpixel keep what the segmenter said, unless
     `uncovered` says otherwise (seeding, which has nothing better, calls them background).
 
-    With class maps of CLIP for two classes or more (ours), they have a say in which of these classes it is: inside a
-    superpixel their shares of P, the sum of their own probabilities, become (1 - w) p_c / P + w S^c / sum_k S^k, with
-    S of eq. 8. P stays what it is, and so do the background and the classes without a map; where all S are 0 all do.
+    With class maps of CLIP for two classes or more (ours), the probabilities p_c of these classes inside a superpixel,
+    whose sum is P, become
+
+        P ((1 - w) p_c / P + w S^c / sum_k S^k),    S of eq. 8:
+
+    a convex combination that preserves P. The background and classes without a map are unchanged; so are all classes
+    where every S is 0.
 
     Args:
         superpixels: of the image.
@@ -116,6 +120,14 @@ def refine_by_crf(
     """Labels of a dense CRF on the probabilities, and the marginal of each pixel's label (method M5.4).
 
     Arguments as those of `refine_labels`.
+
+    Args:
+        image: RGB.
+        probabilities: of background and classes, summing to 1.
+        class_indices: class index (1 to 254) of each map after the first.
+
+    Returns:
+        Class indices, and a confidence of 0 to 1.
     """
     marginals = dense_crf(image, upsample(probabilities, *image.shape[:2]))
     return np.array([0, *class_indices], dtype=np.uint8)[marginals.argmax(axis=0)], marginals.max(axis=0)

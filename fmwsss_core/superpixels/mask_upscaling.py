@@ -4,8 +4,8 @@ The original enlarges to the encoder's input (1024 x 1024), cuts the padding off
 whose product reads about three logits an axis for one pixel. Here that product is applied directly. Masks come out
 column-major, as run lengths want them.
 
-Equal decisions, not only nearly equal numbers: where a number lies so near a threshold that the rounding of the two
-ways could decide differently, the mask is enlarged by the original way.
+Masks are bit-identical: where a logit is within the rounding bound of a threshold, the mask falls back to the
+reference two-step resize.
 """
 
 from __future__ import annotations
@@ -71,7 +71,15 @@ class Enlarger:
         return masks
 
     def measure(self, logits: Float[Tensor, "masks low_height low_width"], offset: float) -> Measured:
-        """Counts and boxes of masks of the image's size; see `Measured`."""
+        """Counts and boxes of masks of the image's size; see `Measured`.
+
+        Args:
+            logits: of SAM's decoder.
+            offset: above and below the threshold, for the stability.
+
+        Returns:
+            Counts in pixels, and boxes.
+        """
         threshold = self._sam.mask_threshold
         higher, lower = threshold + offset, threshold - offset
         enlarged, (left, top) = self._enlarge(logits, [threshold, higher, lower])
@@ -116,7 +124,7 @@ class Enlarger:
 class _Taps(NamedTuple):
     """One axis: output position i is the sum over t of weight[t][i] * input[index[t][i]]."""
 
-    index: list[Int[Tensor, " out"]]
+    index: list[Int[Tensor, " out"]]  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: list[Float[Tensor, "out 1"]]
 
     def reading(self, wanted: Bool[Tensor, " in"]) -> Int[Tensor, " 2"]:

@@ -49,7 +49,17 @@ class Superpixels:
         predicted_iou: Float32[np.ndarray, " superpixels"],
         stability: Float32[np.ndarray, " superpixels"],
     ) -> Superpixels:
-        """Encodes masks; for the meaning of the other arrays see the class."""
+        """Encodes masks; for the meaning of the other arrays see the class.
+
+        Args:
+            masks: of one image, dense.
+            level: 0 sub-part, 1 part, 2 whole.
+            predicted_iou: SAM's own.
+            stability: SAM's own.
+
+        Returns:
+            The same masks as run lengths.
+        """
         num_masks, height, width = masks.shape
         bits = np.packbits(masks.transpose(0, 2, 1).reshape(num_masks, height * width), axis=1)
         return cls.from_runs(height, width, level, predicted_iou, stability, runs_of_bits(bits))
@@ -64,7 +74,19 @@ class Superpixels:
         stability: Float32[np.ndarray, " superpixels"],
         runs: Runs,
     ) -> Superpixels:
-        """Encodes masks given by their runs, of which no two touch."""
+        """Encodes masks given by their runs, of which no two touch.
+
+        Args:
+            height_px: of the image.
+            width_px: of the image.
+            level: 0 sub-part, 1 part, 2 whole.
+            predicted_iou: SAM's own.
+            stability: SAM's own.
+            runs: column by column.
+
+        Returns:
+            The same masks as run lengths.
+        """
         rle = runs_to_coco(runs, len(level), height_px * width_px)
         encoded = cls(height_px, width_px, level, predicted_iou, stability, rle)
         encoded.__dict__["runs"] = runs
@@ -123,7 +145,15 @@ class Superpixels:
 
 
 def intersections(first: Superpixels, second: Superpixels) -> Int64[np.ndarray, "first second"]:
-    """Number of pixels that each mask of `first` shares with each mask of `second`; exact."""
+    """Number of pixels that each mask of `first` shares with each mask of `second`; exact.
+
+    Args:
+        first: of one image.
+        second: of the same image.
+
+    Returns:
+        Pixels.
+    """
     if len(first) == 0 or len(second) == 0:
         return np.zeros((len(first), len(second)), dtype=np.int64)
     # With the crowd flag pycocotools divides the intersection by the area of the first mask alone.
@@ -137,6 +167,10 @@ def occupation_filter(superpixels: Superpixels, threshold: float) -> Superpixels
     Levels are visited from whole to sub-part. A mask m is kept if max over s of |m & s| / |m| < threshold, s running
     over the single masks kept at HIGHER levels. Masks of the same level do not compete. An empty mask is occupied by
     nothing and is kept.
+
+    Args:
+        superpixels: of one image.
+        threshold: share of a mask, 0 to 1.
 
     Returns:
         the kept masks, in the order of `superpixels`.

@@ -53,6 +53,10 @@ def pack_masks(masks: Bool[np.ndarray, "masks width height"]) -> list[bytes]:
 def finish(detections: Detections, settings: ProposalSettings) -> Superpixels:
     """Run lengths, suppression between crops, cleaning and suppression after it, occupation filter.
 
+    Args:
+        detections: of `detect`.
+        settings: see `ProposalSettings`.
+
     Returns:
         superpixels by level and then predicted IoU, both descending; with the occupation filter off, in the order of
         `SamAutomaticMaskGenerator`.

@@ -48,7 +48,15 @@ def runs_of_bits(bits: UInt8[np.ndarray, "masks bytes"]) -> Runs:
 
 
 def cut_by_column(runs: Runs, height: int) -> Runs:
-    """Runs cut where a column ends."""
+    """Runs cut where a column ends.
+
+    Args:
+        runs: column by column.
+        height: of a column, pixels.
+
+    Returns:
+        Runs of which none goes over two columns.
+    """
     num_columns = (runs.stop - 1) // height - runs.start // height + 1
     which = np.repeat(np.arange(len(runs.start)), num_columns)
     nth = np.arange(len(which)) - np.repeat(np.cumsum(num_columns) - num_columns, num_columns)
@@ -107,7 +115,15 @@ def runs_to_coco(runs: Runs, num_masks: int, num_pixels: int) -> tuple[bytes, ..
 
 
 def runs_of_coco(rle: Sequence[bytes], num_pixels: int) -> Runs:
-    """The runs of all masks from COCO's compressed counts, see `runs_to_coco`."""
+    """The runs of all masks from COCO's compressed counts, see `runs_to_coco`.
+
+    Args:
+        rle: compressed counts of each mask.
+        num_pixels: height times width.
+
+    Returns:
+        Runs of all masks, in their order.
+    """
     digits = np.frombuffer(b"".join(rle), dtype=np.uint8) - np.uint8(48)
     last = np.flatnonzero(digits < 32)
     first = np.concatenate([[0], last[:-1] + 1])[: len(last)]

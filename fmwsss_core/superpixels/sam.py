@@ -103,7 +103,16 @@ def propose(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: Prop
 
 @torch.inference_mode()
 def detect(sam: Sam, image: UInt8[np.ndarray, "height width 3"], settings: ProposalSettings) -> Detections:
-    """The network's part of `propose`, up to the box NMS within every crop; see there for arguments and errors."""
+    """The network's part of `propose`, up to the box NMS within every crop; see there for arguments and errors.
+
+    Args:
+        sam: the network.
+        image: RGB.
+        settings: see `ProposalSettings`.
+
+    Returns:
+        Masks of all crops, before the suppression between them.
+    """
     return detect_decoded(sam, image.shape[:2], decode_crops(sam, image, settings), settings)
 
 
@@ -115,6 +124,11 @@ def decode_crops(
 
     Of the settings only those of grids and crops, `whole_bonus` and `predicted_iou_threshold` (0 keeps all masks) and
     how the network runs have a part in it.
+
+    Args:
+        sam: the network.
+        image: RGB.
+        settings: see `ProposalSettings`.
 
     Raises:
         ValueError: see `propose`.
@@ -177,7 +191,16 @@ def detect_decoded(
 
 @torch.inference_mode()
 def encode_image(sam: Sam, image: UInt8[np.ndarray, "height width 3"], compiled: bool = False) -> EncodedImage:
-    """Runs SAM's image encoder on an image or a crop: longest side resized to the encoder's input, the rest padded."""
+    """Runs SAM's image encoder on an image or a crop: longest side resized to the encoder's input, the rest padded.
+
+    Args:
+        sam: the network.
+        image: RGB.
+        compiled: whether the encoder is compiled by torch.
+
+    Returns:
+        Features, and sizes before and after.
+    """
     height, width = image.shape[:2]
     input_height, input_width = ResizeLongestSide.get_preprocess_shape(height, width, sam.image_encoder.img_size)
     # The short side of a very long image would round to 0.

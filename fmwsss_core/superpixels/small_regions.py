@@ -22,6 +22,10 @@ def clean_superpixels(
     A region is small if it has fewer than min_area_px pixels. A hole is any region of the mask's complement, also one
     at the image's edge. If every island is small the largest stays, of equals the first in reading order.
 
+    Args:
+        superpixels: of one image.
+        min_area_px: smallest region that stays as it is.
+
     Returns:
         the cleaned superpixels, and which of them had no small region.
     """

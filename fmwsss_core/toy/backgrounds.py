@@ -23,7 +23,17 @@ class Backdrop(NamedTuple):
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Float[np.ndarray, "height width"]:
-    """Noise of about unit deviation whose blobs are about `width / cells` pixels wide."""
+    """Noise of about unit deviation whose blobs are about `width / cells` pixels wide.
+
+    Args:
+        rng: where it comes from.
+        height: in pixels.
+        width: in pixels.
+        cells: blobs across the width.
+
+    Returns:
+        Values around 0.
+    """
     coarse = rng.standard_normal((max(2, cells * height // width), cells)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -164,7 +174,17 @@ def _put(colour: np.ndarray, region: np.ndarray, top: int, mask: np.ndarray, tex
 
 
 def draw_backdrop(rng: np.random.Generator, height: int, width: int, kind: str) -> Backdrop:
-    """Draw the surroundings called `kind`: "sky", "reef" or one of GROUNDS (which has something above its horizon)."""
+    """Draw the surroundings called `kind`: "sky", "reef" or one of GROUNDS (which has something above its horizon).
+
+    Args:
+        rng: where it comes from.
+        height: in pixels.
+        width: in pixels.
+        kind: of the surroundings.
+
+    Returns:
+        Colours, and which surrounding each pixel shows.
+    """
     colour = np.zeros((height, width, 3), np.float32)
     region = np.zeros((height, width), np.uint8)
     full = np.ones((height, width), bool)

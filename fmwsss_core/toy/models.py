@@ -119,7 +119,13 @@ def toy_sam() -> Sam:
 
 
 def save_model(model: nn.Module, path: Path, token_rows: torch.Tensor | None = None) -> None:
-    """Writes weights in half precision; of the token embedding only the given rows."""
+    """Writes weights in half precision; of the token embedding only the given rows.
+
+    Args:
+        model: the toy CLIP or SAM.
+        path: of the safetensors file.
+        token_rows: of the token embedding that are kept; None for a model that has none.
+    """
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     if token_rows is not None:
         state[_VALUES] = state.pop(_TOKENS)[token_rows].contiguous()

@@ -55,7 +55,16 @@ class Picture(NamedTuple):
 
 
 def picture(scene: Scene, rng: np.random.Generator, is_close_up: bool) -> Picture:
-    """A scene, or a close-up of it; what can be seen in it is its caption."""
+    """A scene, or a close-up of it; what can be seen in it is its caption.
+
+    Args:
+        scene: as it was drawn.
+        rng: where the close-up lies.
+        is_close_up: whether it is one.
+
+    Returns:
+        Pixels and caption.
+    """
     height, width = scene.truth.shape
     image, truth, ground = scene.image, scene.truth, scene.levels[2]
     if is_close_up:
@@ -79,6 +88,14 @@ def embed(
 
     What a patch says reaches the others through the values of the last block's attention, and there the method looks
     for it. So some pictures have to do without the path around that attention.
+
+    Args:
+        model: the CLIP that is trained.
+        pixels: RGB, 0 to 255.
+        residual_share: of pictures that keep the path around the last attention, 0 to 1.
+
+    Returns:
+        By mean over patches, by class token, by patch.
     """
     visual: Any = model.visual
     side = IMAGE_PX // PATCH_PX
@@ -116,6 +133,16 @@ def clip_loss(
 ) -> Float[Tensor, ""]:
     """Binary cross entropy and the multi-label contrastive loss (method M4) over classes and surroundings together, and
     multiple instances: each patch votes for one word, and the words of a picture are those that a tenth of it is for.
+
+    Args:
+        model: the CLIP that is trained.
+        bias: of the logits of the two poolings.
+        tokens: of all words, in one template.
+        batch: pictures of any sizes.
+        residual_share: see `embed`.
+
+    Returns:
+        The sum, a scalar.
     """
     texts = functional.normalize(model.encode_text(tokens), dim=1)
     scores, votes, targets = [], [], []
@@ -144,7 +171,18 @@ def clip_loss(
 def train_clip(
     minutes: float, batch_size: int, start: CLIP | None, seed: int, rate: float
 ) -> tuple[CLIP, Int[Tensor, " rows"]]:
-    """A trained CLIP, and the rows of its token embedding that were trained."""
+    """A trained CLIP, and the rows of its token embedding that were trained.
+
+    Args:
+        minutes: of wall time.
+        batch_size: pictures a step.
+        start: weights to begin with; None for random ones.
+        seed: of the first scene.
+        rate: the largest learning rate.
+
+    Returns:
+        The model, and indices of token rows.
+    """
     torch.manual_seed(0)
     model, tokenizer = start or new_clip(), SimpleTokenizer()
     model.train().requires_grad_(True)
@@ -164,7 +202,15 @@ def train_clip(
 def choose_points(
     scene: Scene, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "points 2"], Bool[np.ndarray, "points 3 height width"]]:
-    """Points (x, y), evenly over the pieces of a scene rather than over its pixels, and the three masks at each."""
+    """Points (x, y), evenly over the pieces of a scene rather than over its pixels, and the three masks at each.
+
+    Args:
+        scene: with its pieces on three levels.
+        rng: which points.
+
+    Returns:
+        Points in pixels, and for each the masks of sub-part, part and whole.
+    """
     points = []
     for is_object, count in ((True, POINTS_ON_OBJECTS), (False, POINTS_ON_BACKGROUND)):
         pieces = np.unique(scene.levels[0][(scene.truth > 0) == is_object])
@@ -193,7 +239,16 @@ class DenseHead(nn.Module):
     def forward(
         self, model: Sam, features: Float[Tensor, "batch width 16 16"], batch: list[Scene]
     ) -> Float[Tensor, ""]:
-        """Cross entropy of words and of edges, over every other pixel of the scenes."""
+        """Cross entropy of words and of edges, over every other pixel of the scenes.
+
+        Args:
+            model: the SAM that is trained.
+            features: of its image encoder.
+            batch: the scenes they are of.
+
+        Returns:
+            The sum, a scalar.
+        """
         maps = self.project(model.mask_decoder.output_upscaling(features))
         total = torch.zeros(())
         for found, scene in zip(maps, batch, strict=True):
@@ -210,7 +265,15 @@ class DenseHead(nn.Module):
 
 
 def encode(model: Sam, batch: list[Scene]) -> Float[Tensor, "batch width 16 16"]:
-    """SAM's embedding of scenes; what is outside a scene is 0 after normalisation, as in `Sam.preprocess`."""
+    """SAM's embedding of scenes; what is outside a scene is 0 after normalisation, as in `Sam.preprocess`.
+
+    Args:
+        model: the SAM that is trained.
+        batch: scenes.
+
+    Returns:
+        Features of the image encoder.
+    """
     pixels = torch.zeros(len(batch), 3, IMAGE_PX, IMAGE_PX)
     for target, scene in zip(pixels, batch, strict=True):
         height, width = scene.truth.shape
@@ -219,7 +282,17 @@ def encode(model: Sam, batch: list[Scene]) -> Float[Tensor, "batch width 16 16"]
 
 
 def sam_loss(model: Sam, head: DenseHead, batch: list[Scene], rng: np.random.Generator) -> Float[Tensor, ""]:
-    """Cross entropy and dice of the three masks at each point, output k against level k, and the error of the IoU."""
+    """Cross entropy and dice of the three masks at each point, output k against level k, and the error of the IoU.
+
+    Args:
+        model: the SAM that is trained.
+        head: words and edges, for training alone.
+        batch: scenes.
+        rng: which points are asked for.
+
+    Returns:
+        The sum, a scalar.
+    """
     features = encode(model, batch)
     chosen = [choose_points(scene, rng) for scene in batch]
     target = torch.zeros(len(batch), len(chosen[0][0]), 3, IMAGE_PX, IMAGE_PX)
@@ -245,7 +318,16 @@ def sam_loss(model: Sam, head: DenseHead, batch: list[Scene], rng: np.random.Gen
 def decode(
     model: Sam, features: Float[Tensor, "batch width 16 16"], points: Int[np.ndarray, "batch points 2"]
 ) -> tuple[Float[Tensor, "batch points 3 64 64"], Float[Tensor, "batch points 3"]]:
-    """The mask decoder on the points of several images at once; its own `forward` takes one image at a time."""
+    """The mask decoder on the points of several images at once; its own `forward` takes one image at a time.
+
+    Args:
+        model: the SAM that is trained.
+        features: of its image encoder.
+        points: x and y in pixels.
+
+    Returns:
+        Mask logits at half resolution, and the predicted IoU of each.
+    """
     decoder: Any = model.mask_decoder
     num_points = points.shape[1]
     prompts = torch.as_tensor(points, dtype=torch.float32).flatten(0, 1)[:, None] + 0.5
@@ -262,7 +344,18 @@ def decode(
 
 
 def train_sam(minutes: float, batch_size: int, start: Sam | None, seed: int, rate: float) -> Sam:
-    """A trained SAM."""
+    """A trained SAM.
+
+    Args:
+        minutes: of wall time.
+        batch_size: scenes a step.
+        start: weights to begin with; None for random ones.
+        seed: of the first scene.
+        rate: the largest learning rate.
+
+    Returns:
+        The model.
+    """
     torch.manual_seed(0)
     model, rng = start or new_sam(), np.random.default_rng(0)
     model.train().requires_grad_(True)
@@ -290,7 +383,17 @@ def train(
     seed: int,
     away_from_home: float = AWAY_FROM_HOME,
 ) -> None:
-    """AdamW with warm-up and a cosine over wall time, so that the time given is the time taken."""
+    """AdamW with warm-up and a cosine over wall time, so that the time given is the time taken.
+
+    Args:
+        parameters: that are learned.
+        loss_of: scenes -> a scalar.
+        minutes: of wall time.
+        batch_size: scenes a step.
+        rate: the largest learning rate.
+        seed: of the first scene.
+        away_from_home: share of objects in surroundings that are not their own, 0 to 1.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     started_s, first_seed, losses = time.monotonic(), seed, []
     while (share := (time.monotonic() - started_s) / (60 * minutes)) < 1:

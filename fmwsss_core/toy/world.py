@@ -130,6 +130,13 @@ def draw_scene(seed: int, away_from_home: float = AWAY_FROM_HOME) -> Scene:
     """Draw scene number `seed`: always the same for the same number; long side 128 px, short side 96 to 128.
 
     Seeds from 1_000_000 on are what the models in this package were trained on; tests and the demo use smaller ones.
+
+    Args:
+        seed: number of the scene.
+        away_from_home: share of objects in surroundings that are not their own, 0 to 1.
+
+    Returns:
+        Image, truth and pieces.
     """
     rng = np.random.default_rng(seed)
     short = int(rng.choice((96, 102, 112, 120, 128)))

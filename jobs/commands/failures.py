@@ -29,7 +29,12 @@ def failures_of(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
 
 
 def show(run: Run, stage: str | None = None) -> None:
-    """Prints the failures of a run: a summary by stage and kind, then one line an image."""
+    """Prints the failures of a run: a summary by stage and kind, then one line an image.
+
+    Args:
+        run: the run folder.
+        stage: only of this stage, or of the stages in the folder of this name; None for all.
+    """
     rows = failures_of(run, stage)
     manifest = run.manifest()  # predictions, a run in a run, have none
     names: list[Any] = manifest["stages"] if manifest is not None else [stage]

@@ -45,7 +45,12 @@ def folder(run_folder: Folder) -> str:
 
 
 def remove_empty(folder: Folder, is_new: bool) -> None:
-    """Takes away what planning left in a local folder, and the folder itself if it is new."""
+    """Takes away what planning left in a local folder, and the folder itself if it is new.
+
+    Args:
+        folder: of the run.
+        is_new: whether it was made by planning.
+    """
     if folder.is_local:
         shutil.rmtree(Path(folder.url, "_plan"), ignore_errors=True)
         if is_new and not folder.list():
@@ -53,7 +58,15 @@ def remove_empty(folder: Folder, is_new: bool) -> None:
 
 
 def prompts(config: RunConfig, vocabulary: Vocabulary) -> str:
-    """Whether the prompts of another run can be taken."""
+    """Whether the prompts of another run can be taken.
+
+    Args:
+        config: the run file.
+        vocabulary: of the run.
+
+    Returns:
+        What was found, a line.
+    """
     for which in ("classification", "segmentation"):
         data = taken_prompts.read_prompts(config, which)
         taken_prompts.check(config.clip.spec(), vocabulary, data, f"{config.prompts} ({which})")
@@ -78,7 +91,15 @@ def segmenter(config: RunConfig) -> str:
 
 
 def model(role: Any, spec: ModelSpec) -> str:
-    """Whether the weights are there, fit the network and, where the run file says so, are the right ones."""
+    """Whether the weights are there, fit the network and, where the run file says so, are the right ones.
+
+    Args:
+        role: clip or sam.
+        spec: of the run file.
+
+    Returns:
+        What was found, a line.
+    """
     about = check(spec, role)
     told = [str(spec.factory or about["model"])]
     told += [f"weights {spec.weights}"] if spec.weights else []
@@ -88,7 +109,15 @@ def model(role: Any, spec: ModelSpec) -> str:
 
 
 def images(config: RunConfig, sources: list[Source]) -> str:
-    """Lists the data set into `sources`."""
+    """Lists the data set into `sources`.
+
+    Args:
+        config: the run file.
+        sources: filled here.
+
+    Returns:
+        What was found, a line.
+    """
     classes = config.resolve_vocabulary().classes
     listing = read_dataset(config.dataset, classes)
     sources += listing.sources
@@ -101,7 +130,16 @@ def images(config: RunConfig, sources: list[Source]) -> str:
 
 
 def labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
-    """Whether labels are classes of the vocabulary, and which classes never occur."""
+    """Whether labels are classes of the vocabulary, and which classes never occur.
+
+    Args:
+        config: the run file.
+        vocabulary: of the run.
+        sources: all images of the dataset.
+
+    Returns:
+        What was found, a line.
+    """
     unknown: Counter[str] = Counter()
     bad, used = 0, set()
     labelled = [source for source in sources if source.classes and not source.problem]
@@ -123,7 +161,16 @@ def labels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 
 
 def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> str:
-    """Reads and decodes a sample of the images."""
+    """Reads and decodes a sample of the images.
+
+    Args:
+        config: the run file.
+        vocabulary: of the run.
+        sources: all images of the dataset.
+
+    Returns:
+        What was found, a line.
+    """
     usable = [source for source in sources if not source.problem]
     reading = reading_of(config)
     demand_indices(usable, reading)
@@ -158,7 +205,15 @@ def _demand_few(config: RunConfig, num_bad: int, num_all: int, what: str) -> Non
 
 
 def space(config: RunConfig, num_bytes: float) -> str:
-    """Whether a local disk has room for what will be written."""
+    """Whether a local disk has room for what will be written.
+
+    Args:
+        config: the run file.
+        num_bytes: that the run will write.
+
+    Returns:
+        What was found, a line.
+    """
     folder = Folder(config.run)
     needed = f"{num_bytes / 2**30:.2f} GiB will be written"
     if not folder.is_local:

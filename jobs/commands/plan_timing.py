@@ -30,7 +30,18 @@ NUM_FEATURES = 512  # of a superpixel
 def learning_step_s(
     spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, batch_size: int, num_threads: int
 ) -> float:
-    """Seconds of one step of prompt learning, forward and backward, over `batch_size` views of noise."""
+    """Seconds of one step of prompt learning, forward and backward, over `batch_size` views of noise.
+
+    Args:
+        spec: of the run's CLIP.
+        vocabulary: of the run.
+        section: of the run file.
+        batch_size: views.
+        num_threads: of torch.
+
+    Returns:
+        Seconds.
+    """
     use_threads(num_threads)
     clip = load_clip(spec)
     learner = make_learner(clip, vocabulary, section, random_seed=0)
@@ -51,7 +62,14 @@ def learning_step_s(
 
 
 def write_initial_prompts(spec: ModelSpec, vocabulary: Vocabulary, section: LearnSection, folder: Folder) -> None:
-    """Prompts as they are before the first step, in place of learned ones."""
+    """Prompts as they are before the first step, in place of learned ones.
+
+    Args:
+        spec: of the run's CLIP.
+        vocabulary: of the run.
+        section: of the run file.
+        folder: of the stage that would learn them.
+    """
     folder.write(PROMPTS_FILE, make_learner(load_clip(spec), vocabulary, section, random_seed=0).to_bytes())
 
 
@@ -71,7 +89,17 @@ def write_untrained_foreground(folder: Folder) -> None:
 
 
 def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: int, num_threads: int) -> float:
-    """Seconds of one step of a segmenter, forward and backward, over `batch_size` crops of noise."""
+    """Seconds of one step of a segmenter, forward and backward, over `batch_size` crops of noise.
+
+    Args:
+        spec: of the segmenter.
+        section: of the run file.
+        batch_size: crops.
+        num_threads: of torch.
+
+    Returns:
+        Seconds.
+    """
     use_threads(num_threads)
     device = torch.device(pick_device())
     segmenter = new_segmenter(spec).to(device).train()

@@ -40,7 +40,12 @@ class Damage:
 
 
 def run_command(run: Run, is_mended: bool) -> bool:
-    """Prints what is damaged, and mends it if that is asked for; whether nothing was."""
+    """Prints what is damaged, and mends it if that is asked for; whether nothing was.
+
+    Args:
+        run: the run folder.
+        is_mended: whether what is damaged is made again by the next start.
+    """
     if run.manifest() is None:
         raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
     with contextlib.ExitStack() as stack:
@@ -69,6 +74,10 @@ def mend(run: Run, damages: list[Damage]) -> list[str]:
     """Writes what can be written from what is there, and has the rest made again by the next start.
 
     What was made from a damaged part stays: made again from the same inputs the part has the same bytes.
+
+    Args:
+        run: the run folder.
+        damages: of `find_damage`.
 
     Returns:
         What was done, a line each.

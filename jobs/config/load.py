@@ -67,7 +67,13 @@ def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
 
 
 def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
-    """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`."""
+    """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`.
+
+    Args:
+        raw: sections and keys.
+        overrides: `key=value`, ...
+        path: for the messages.
+    """
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings")
     # First which kind a section is, for another kind empties it.
@@ -198,6 +204,10 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     """The settings that a run was made with, from its manifest; overrides may say where to run now.
 
     A run folder may come from anybody: it decides neither what is executed nor which cluster executes it.
+
+    Args:
+        run: the run folder.
+        overrides: `key=value`, ...
 
     Raises:
         ValueError: there is no run, an override is wrong, or the manifest names a cluster, a factory, or weights at an

@@ -104,7 +104,12 @@ class LearnSection(Section):
         return min(1800, max(200, 25 * batches_per_epoch))
 
     def check_warmup(self, name: str, num_iterations: int) -> None:
-        """ValueError if there is nothing but warm-up; `name` is the key of these settings below `learn`."""
+        """ValueError if there is nothing but warm-up; `name` is the key of these settings below `learn`.
+
+        Args:
+            name: classification or segmentation.
+            num_iterations: of the whole training.
+        """
         if self.warmup_iterations >= num_iterations:
             raise ValueError(
                 f"prompts/{name} would take {num_iterations} iterations, and learn.{name}.warmup_iterations is "

@@ -36,7 +36,7 @@ class ClusterSection(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
     """GPUs of each copy of a model; a fraction lets several share one."""
     max_gpus: Count | None = None
-    """GPUs that an autoscaler may bring; null: those that are there."""
+    """Upper bound of GPUs for autoscaling; null: the GPUs in the cluster now."""
     num_threads: Count = 2
     """Threads of each replica and training worker; fixed, not what a machine has, so that bytes do not change."""
     train_workers: Count | tuple[Count, Count] = 1

@@ -109,6 +109,13 @@ def laid_over(below: Any, above: Any) -> Any:
     """Settings over others: sections key by key, anything else as a whole.
 
     A section of another kind replaces the one below: keys of one kind of data set say nothing of another.
+
+    Args:
+        below: the base.
+        above: wins.
+
+    Returns:
+        New dictionaries; none is changed.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)) or _is_another_kind(below, above):
         return above

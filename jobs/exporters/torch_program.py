@@ -38,6 +38,12 @@ def export(config: RunConfig, run: Run, height_px: int, width_px: int) -> str:
     The program takes an RGB image, uint8 of (1, 3, height_px, width_px), and returns the probability of each class at
     each pixel: at one scale, without refinement. It runs on a CPU; its classes are in the file, as JSON.
 
+    Args:
+        config: the run file.
+        run: the run folder.
+        height_px: of its images.
+        width_px: of its images.
+
     Raises:
         ValueError: there is no trained segmenter, or it does not take images of this size.
     """

@@ -91,13 +91,24 @@ class BatchSource:
 
     @property
     def batches_per_epoch(self) -> int:
-        """See the function of this name."""
+        """Whole batches of an epoch, at least one (`sampling.batches_per_epoch`)."""
         return batches_per_epoch(self.num_images, self.batch_size)
 
     def batches(
         self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1
     ) -> Generator[Batch, None, None]:
-        """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use."""
+        """The share of worker `rank` in batches `first` to `last`, drawn by Ray Data tasks ahead of their use.
+
+        Args:
+            first: number of the first batch.
+            last: number after the last one.
+            rank: of this worker.
+            num_workers: of the process group.
+            num_tasks: parts at work at a time.
+
+        Returns:
+            A generator; closing it ends the tasks.
+        """
         # Not above: training steps run where there is no Ray too.
         from fmwsss.cluster.execution.shard_pipeline import stream_shards
 
@@ -130,7 +141,19 @@ class BatchSource:
 def draw_window(
     block: pa.Table, source: BatchSource, first: int, last: int, rank: int, num_workers: int
 ) -> Iterator[pa.Table]:
-    """A block that names one window in, one worker's rows of its batches out, in order (rows of DRAWN)."""
+    """A block that names one window in, one worker's rows of its batches out, in order (rows of DRAWN).
+
+    Args:
+        block: of one row.
+        source: what batches are drawn of.
+        first: number of the first batch.
+        last: number after the last one.
+        rank: of the worker.
+        num_workers: of the process group.
+
+    Returns:
+        Tables of this worker's share, in the order of the batches.
+    """
     (window,) = block.to_pylist()
     number = window["epoch"] if source.feature_stage is None else window["epoch"] % source.num_views
     rows = [row for part in window["parts"] for row in _read_part(source, part, number)]

@@ -30,13 +30,26 @@ Which = Literal["classification", "segmentation"]
 
 
 def stage_of(config: RunConfig, which: Which) -> str:
-    """The stage whose features one set of prompts reads: its own, or the first one's where they would be the same."""
+    """The stage whose features one set of prompts reads: its own, or the first one's where they would be the same.
+
+    Args:
+        config: the run file.
+        which: classification or segmentation.
+
+    Returns:
+        `features/classification` or `features/segmentation`.
+    """
     first, own = config.learn.classification, getattr(config.learn, which)
     return f"features/{'classification' if _settings(own) == _settings(first) else which}"
 
 
 def is_read(config: RunConfig, which: Which) -> bool:
-    """Whether any seeds are made with this set of prompts: hand-made ones, and given maps, want none learned."""
+    """Whether any seeds are made with this set of prompts: hand-made ones, and given maps, want none learned.
+
+    Args:
+        config: the run file.
+        which: classification or segmentation.
+    """
     return (config.seeds.coarse if which == "classification" else config.seeds.fine).needs_prompts
 
 
@@ -53,7 +66,7 @@ def stages(config: RunConfig) -> list[Stage]:
 DECLARATIONS = (
     Declaration(
         "features",
-        "Keep what CLIP makes of fixed views, to learn prompts from (where the run file sets `cache`).",
+        "Cache CLIP features of fixed augmented views (where the run file sets `cache`).",
         stages,
         old_names=("encode",),
     ),
@@ -116,7 +129,19 @@ def _operators(config: RunConfig, run: Run, stage: str, section: LearnSection) -
 def view_shard(
     block: pa.Table, run: Run, stage: str, num_views: int, augment: dict[str, Any], random_seed: int
 ) -> pa.Table:
-    """A block that names one part of `images/` in, the pixels of its views out."""
+    """A block that names one part of `images/` in, the pixels of its views out.
+
+    Args:
+        block: of one row.
+        run: the run folder.
+        stage: for the failures table.
+        num_views: of each image.
+        augment: arguments of `draw_view`.
+        random_seed: of the run.
+
+    Returns:
+        A row for each view.
+    """
     part = block["part"][0].as_py()
     table = run.read_part("images", part, columns=["image_id", "image", "classes"])
 
@@ -133,7 +158,15 @@ def view_shard(
 
 
 def shapes_of(clip: FrozenClip, section: LearnSection) -> list[tuple[int, int]]:
-    """Shapes of what is kept of one view: the input of the last block, or the embedding and the product F J."""
+    """Shapes of what is kept of one view: the input of the last block, or the embedding and the product F J.
+
+    Args:
+        clip: whose features are kept.
+        section: of the run file.
+
+    Returns:
+        (tokens, width) of each array.
+    """
     num_tokens = (-(-section.augment.crop_px // clip.patch_size)) ** 2
     if section.cache == "product":
         return [(1, clip.embed_dim), (num_tokens, clip.embed_dim)]
@@ -147,6 +180,11 @@ def _settings(section: LearnSection) -> dict[str, Any]:
 
 def demand_space(folder: Folder, size_bytes: int, stage: str) -> None:
     """Refuses a cache that the disk of a run has no room for.
+
+    Args:
+        folder: of the run.
+        size_bytes: of the whole cache.
+        stage: for the message.
 
     Raises:
         StageError: it says how much is needed, how much there is, and what to do.

@@ -15,7 +15,7 @@ from fmwsss.jobs.stages import make_stage
 
 @dataclass(frozen=True)
 class Renewal:
-    """Seeds that are made anew while prompts are learned from them.
+    """Schedule for regenerating coarse seeds while segmentation prompts are trained.
 
     Attributes:
         every: iterations between two sets of seeds.
@@ -37,6 +37,10 @@ def renewal(config: RunConfig, run: Run) -> Renewal | None:
     with the weights 1, 0 and 0, 1 (`method: paper`) that loss is minimised by the same steps when the classification
     prompts go first and leave a snapshot every k iterations. With a `learn.segmentation.classification_weight` above 0
     it is another loss, ours.
+
+    Args:
+        config: the run file.
+        run: the run folder.
     """
     every = config.learn.joint_every
     if every is None:

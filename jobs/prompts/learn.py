@@ -23,12 +23,25 @@ from fmwsss.jobs.training.sampling import batches_per_epoch, count_rows
 
 
 def num_iterations_of(section: LearnSection, num_images: int) -> int:
-    """How long one set of prompts is learned from so many images."""
+    """How long one set of prompts is learned from so many images.
+
+    Args:
+        section: of the run file.
+        num_images: of the dataset.
+
+    Returns:
+        Iterations.
+    """
     return section.num_iterations(batches_per_epoch(num_images, section.batch_size))
 
 
 def prompts_stage(config: RunConfig, which: Which) -> Stage:
-    """The stage that learns one set of prompts, or takes them where the run file names `prompts`."""
+    """The stage that learns one set of prompts, or takes them where the run file names `prompts`.
+
+    Args:
+        config: the run file.
+        which: classification or segmentation.
+    """
     name = f"prompts/{which}"
     if config.prompts is not None:
         return Stage(

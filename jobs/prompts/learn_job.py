@@ -37,7 +37,15 @@ class LearnJob:
 
 
 def snapshots(run: Run, stage: str) -> list[int]:
-    """The iterations at which a stage left a snapshot of its prompts."""
+    """The iterations at which a stage left a snapshot of its prompts.
+
+    Args:
+        run: the run folder.
+        stage: name.
+
+    Returns:
+        Iterations, in no order.
+    """
     names = run.folder.child(stage).list(SNAPSHOTS)
     return [int(name.removeprefix(SNAPSHOTS).partition(".")[0]) for name in names]
 

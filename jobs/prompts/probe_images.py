@@ -50,6 +50,10 @@ class Examples:
         """A strip of class maps of some text embeddings, and how well they follow the superpixels.
 
         The measure is the mean of `explained_share` over images and their classes; None without superpixels.
+
+        Args:
+            foreground: text embeddings of classes.
+            background: text embeddings of backgrounds.
         """
         shares, tiles = [], []
         for example in self.rows:
@@ -63,7 +67,17 @@ class Examples:
 
 
 def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip) -> Examples:
-    """The first images of a part of `images/`, through the image tower once."""
+    """The first images of a part of `images/`, through the image tower once.
+
+    Args:
+        run: the run folder.
+        part: `part-00000.parquet`, ...
+        vocabulary: the classes.
+        clip: of the run.
+
+    Returns:
+        Images, features and regions.
+    """
     rows = run.read_part("images", part, columns=["image_id", "image", "classes"])[:NUM_EXAMPLES].to_pylist()
     superpixels = {}
     if run.receipt("superpixels") is not None:

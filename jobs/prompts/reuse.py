@@ -17,7 +17,15 @@ from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 
 def settings(config: RunConfig, which: Which) -> dict[str, Any]:
-    """What prompts that are taken depend on: their content, and what they are used with."""
+    """What prompts that are taken depend on: their content, and what they are used with.
+
+    Args:
+        config: the run file.
+        which: classification or segmentation.
+
+    Returns:
+        A part of a stage's identity.
+    """
     return {
         "clip": config.clip.model_dump(),
         "vocabulary": config.model_dump()["vocabulary"],
@@ -27,6 +35,15 @@ def settings(config: RunConfig, which: Which) -> dict[str, Any]:
 
 def take(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
     """Copies one set of prompts, and the history of its losses, from the run that `config.prompts` names.
+
+    Args:
+        config: the run file.
+        stage: the one that would learn them.
+        run: the run folder.
+        which: classification or segmentation.
+
+    Returns:
+        The receipt of the stage.
 
     Raises:
         ValueError: there are none, or they belong to another CLIP or another vocabulary; the message says which.
@@ -48,6 +65,13 @@ def take(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
 def read_prompts(config: RunConfig, which: Which) -> bytes:
     """The file of one set of prompts.
 
+    Args:
+        config: the run file.
+        which: classification or segmentation.
+
+    Returns:
+        A safetensors file.
+
     Raises:
         StageError: there is none.
     """
@@ -64,6 +88,12 @@ def _source(config: RunConfig, which: str) -> Folder:
 
 def check(spec: ModelSpec, vocabulary: Vocabulary, data: bytes, name: str) -> None:
     """Whether prompts can be used here.
+
+    Args:
+        spec: of the run's CLIP.
+        vocabulary: of the run.
+        data: a safetensors file.
+        name: of the prompts, for the message.
 
     Raises:
         StageError: they belong to another CLIP or another vocabulary.

@@ -19,7 +19,17 @@ from fmwsss.jobs.prompts.batches import Batch
 
 
 def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection, random_seed: int) -> PromptLearner:
-    """The prompts that a section of the run file describes, before they have learned anything."""
+    """The prompts that a section of the run file describes, before they have learned anything.
+
+    Args:
+        clip: of the run.
+        vocabulary: of the run.
+        section: of the run file.
+        random_seed: of the contexts.
+
+    Returns:
+        A learner on the CLIP's device.
+    """
     return PromptLearner(
         clip, vocabulary, context=section.context, name_position=section.name_position,
         num_context=section.num_context, init_std=section.init_std, backgrounds=section.backgrounds,
@@ -28,7 +38,16 @@ def make_learner(clip: FrozenClip, vocabulary: Vocabulary, section: LearnSection
 
 
 def make_embedder(clip: FrozenClip, learner: PromptLearner, section: LearnSection) -> Callable[[], Texts]:
-    """The text embeddings of a learner at every step, in the precision of the section (`text_embedder`)."""
+    """The text embeddings of a learner at every step, in the precision of the section (`text_embedder`).
+
+    Args:
+        clip: of the run.
+        learner: that is trained.
+        section: of the run file.
+
+    Returns:
+        See `text_embedder`.
+    """
     return text_embedder(learner, uses_bfloat16(section.precision, clip.device.type))
 
 
@@ -38,6 +57,16 @@ def batch_loss(
     """The losses of a batch, whose views come as pixels, as cached tokens, or as the cached product.
 
     As pixels, as many of them at a time go through the image tower as fit. `embed` is of `make_embedder`.
+
+    Args:
+        clip: of the run.
+        embed: gives the text embeddings of this step.
+        batch: this worker's share.
+        section: of the run file.
+        views: how many go through the image tower together.
+
+    Returns:
+        The two losses, and what they are means over.
     """
     side = -(-section.augment.crop_px // clip.patch_size)
     is_half = uses_bfloat16(section.precision, clip.device.type)

@@ -134,7 +134,16 @@ def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def run_predictions(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
-    """The same for a data set that was predicted, which is a run in a run, with its own stages."""
+    """The same for a data set that was predicted, which is a run in a run, with its own stages.
+
+    Args:
+        config: the run file.
+        run: the run in the run.
+        stages: of that run.
+
+    Returns:
+        What the table shows.
+    """
     return _write(run, _judge_rows(config, run, stages, ["images", "predicted"]))
 
 
@@ -216,7 +225,17 @@ def split_name(config: RunConfig) -> str:
 
 
 def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[Row, ...]) -> pa.Table:
-    """One part's confusion matrices and sums, as one row of RESULT."""
+    """One part's confusion matrices and sums, as one row of RESULT.
+
+    Args:
+        block: of one row.
+        run: the run folder.
+        vocabulary: of the run.
+        rows: of the table.
+
+    Returns:
+        Counts, compressed, and sums.
+    """
     part = block["part"][0].as_py()
     num_classes = 1 + len(vocabulary.classes)
     counts = np.zeros((len(rows), 1 + len(POWERS), num_classes, num_classes + 1), np.int64)
@@ -328,7 +347,7 @@ def _quality(counts: np.ndarray, boundaries: np.ndarray, vocabulary: Vocabulary)
 
 
 def _about(row: Row, counts: np.ndarray, statistics: np.ndarray, num_images: int) -> dict[str, Any]:
-    """What only maps, only seeds or only predictions have to tell."""
+    """Metrics specific to the kind of row: maps, seeds or predictions."""
     if row.is_ceiling:
         return {"is_ceiling": True}
     if row.is_map:

@@ -88,7 +88,14 @@ def rows_of(source: GivenSource, image_ids: Sequence[str], part: str) -> dict[st
 
 
 def add_given(block: pa.Table, sources: Sequence[GivenSource], vocabulary: Vocabulary, stage: str) -> pa.Table:
-    """DECODED_PAYLOAD rows in, GIVEN_PAYLOAD rows out, with the maps of every given source."""
+    """DECODED_PAYLOAD rows in, GIVEN_PAYLOAD rows out, with the maps of every given source.
+
+    Args:
+        block: decoded images.
+        sources: of the run file.
+        vocabulary: of the run.
+        stage: for the failures table.
+    """
     tables = _tables(block, sources)
 
     def with_maps(row: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +117,16 @@ def given_shard(
     vocabulary: Vocabulary,
     stage: str,
 ) -> pa.Table:
-    """A block that names one part of `images/` in, MAPS_PAYLOAD rows of given maps alone out; no image is decoded."""
+    """A block that names one part of `images/` in, MAPS_PAYLOAD rows of given maps alone out; no image is decoded.
+
+    Args:
+        block: of one row.
+        run: the run folder.
+        sources: of the run file.
+        weights: of each source in the mixture.
+        vocabulary: of the run.
+        stage: for the failures table.
+    """
     part = block["part"][0].as_py()
     columns = ["image_id", "height_px", "width_px", "classes"]
     rows = run.read_part("images", part, columns=columns).to_pylist()

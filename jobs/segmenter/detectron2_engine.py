@@ -291,6 +291,10 @@ def train_loop(settings: dict[str, Any]) -> None:
 def train_segmenter(job: TrainJob, board: Any) -> None:
     """One worker's part of a training; a checkpoint in its stage is gone on from.
 
+    Args:
+        job: what is trained, on what.
+        board: shows how far it is.
+
     Raises:
         ValueError: settings that this engine does not have, or a loss that is not finite.
     """
@@ -329,6 +333,12 @@ def register_dataset(run: Run, stage: str, column: str, class_names: tuple[str, 
 
     File names there look like `<run>/images/part-00000.parquet#<image_id>`; `read_cell` reads them.
 
+    Args:
+        run: the run folder.
+        stage: with the labels.
+        column: of its parts.
+        class_names: background first.
+
     Returns:
         the name in the catalogs.
     """
@@ -362,7 +372,16 @@ def _dataset_dicts(run: Run, stage: str, column: str) -> list[dict[str, Any]]:
 
 
 def read_cell(run: Run, file_name: str, column: str) -> bytes:
-    """The bytes that a file name of our catalog means."""
+    """The bytes that a file name of our catalog means.
+
+    Args:
+        run: the run folder.
+        file_name: see `register_dataset`.
+        column: of the part.
+
+    Returns:
+        An encoded image.
+    """
     path, _, image_id = file_name.partition("#")
     stage, _, part = path.rpartition("/")
     return _column(run, stage, part, column)[image_id]
@@ -376,7 +395,12 @@ def _column(run: Run, stage: str, part: str, column: str) -> dict[str, bytes]:
 
 
 def test_loader(run: Run, dataset_name: str) -> Any:
-    """detectron2's loader of test images, out of the run's Parquet."""
+    """detectron2's loader of test images, out of the run's Parquet.
+
+    Args:
+        run: the run folder.
+        dataset_name: in the catalogs.
+    """
 
     def read(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "image": decode_rgb(read_cell(run, entry["file_name"], "image"), max_pixels=UNLIMITED)}
@@ -385,7 +409,13 @@ def test_loader(run: Run, dataset_name: str) -> Any:
 
 
 def evaluator(run: Run, dataset_name: str, column: str = "truth") -> SemSegEvaluator:
-    """detectron2's evaluator against labels in the run's Parquet."""
+    """detectron2's evaluator against labels in the run's Parquet.
+
+    Args:
+        run: the run folder.
+        dataset_name: in the catalogs.
+        column: of the truth.
+    """
 
     def read(file_name: str, dtype: Any) -> np.ndarray:
         return decode_label_png(read_cell(run, file_name, column)).astype(dtype)
@@ -394,5 +424,13 @@ def evaluator(run: Run, dataset_name: str, column: str = "truth") -> SemSegEvalu
 
 
 def as_result(labels: np.ndarray, num_classes: int) -> dict[str, Tensor]:
-    """A label map in the form of a model's output, for the evaluator; 255 is not among what it can be."""
+    """A label map in the form of a model's output, for the evaluator; 255 is not among what it can be.
+
+    Args:
+        labels: class indices, (height, width).
+        num_classes: with background.
+
+    Returns:
+        `sem_seg`, (classes, height, width).
+    """
     return {"sem_seg": nn.functional.one_hot(torch.from_numpy(labels).long(), num_classes).permute(2, 0, 1)}

@@ -18,7 +18,15 @@ NUM_PICTURES = 4
 
 
 def pictures(segmenter: Segmenter, batch: CropBatch) -> UInt8[np.ndarray, "height width 3"]:
-    """Crops of a batch, their labels, and what the segmenter says of them, a row each; leaves it in training mode."""
+    """Crops of a batch, their labels, and what the segmenter says of them, a row each; leaves it in training mode.
+
+    Args:
+        segmenter: in training.
+        batch: crops.
+
+    Returns:
+        RGB.
+    """
     segmenter.eval()
     device = next(segmenter.parameters()).device
     with torch.no_grad():
@@ -34,7 +42,16 @@ def pictures(segmenter: Segmenter, batch: CropBatch) -> UInt8[np.ndarray, "heigh
 
 
 def validation_miou(segmenter: Segmenter, run: Run, short_side_px: int) -> float:
-    """mIoU on all images of a run that have truth, at one scale; leaves the segmenter in evaluation mode."""
+    """mIoU on all images of a run that have truth, at one scale; leaves the segmenter in evaluation mode.
+
+    Args:
+        segmenter: in training.
+        run: of the validation images.
+        short_side_px: that images are resized to.
+
+    Returns:
+        0 to 1.
+    """
     segmenter.eval()
     counts = np.zeros((segmenter.num_classes, segmenter.num_classes + 1), np.int64)
     images = run.receipt("images")

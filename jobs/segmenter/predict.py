@@ -81,7 +81,15 @@ DECLARATIONS = (
 
 
 def ingest_validation(config: RunConfig, run: Run) -> Run:
-    """The validation images of the run file, taken into the run."""
+    """The validation images of the run file, taken into the run.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+
+    Returns:
+        The run in the run.
+    """
     assert config.segmenter is not None
     assert config.segmenter.validation is not None
     images, *_ = predictions_stages(config, config.segmenter.validation, VALIDATION)

@@ -102,7 +102,17 @@ def _operators(config: RunConfig, learned: Run, name: str, predicted: str, sourc
 
 
 def decode_predicted_shard(block: pa.Table, run: Run, predicted: str, stage: str) -> pa.Table:
-    """A block that names one part in, its predicted images out, decoded, with those classes that are to get maps."""
+    """A block that names one part in, its predicted images out, decoded, with those classes that are to get maps.
+
+    Args:
+        block: of one row.
+        run: of what was predicted.
+        predicted: the stage with labels.
+        stage: for the failures table.
+
+    Returns:
+        A table of `carried(DECODED_PAYLOAD)`.
+    """
     part = block["part"][0].as_py()
     said = run.read_part(predicted, part, ["image_id", "labels", "classes"]).to_pylist()
     images = run.read_part("images", part, ["image_id", "image"]).to_pylist()
@@ -132,7 +142,21 @@ def refine_shard(
     source: str,
     maps: str | None,
 ) -> pa.Table:
-    """A block that names one part, or has its class maps, in; refined labels and failures written, counts out."""
+    """A block that names one part, or has its class maps, in; refined labels and failures written, counts out.
+
+    Args:
+        block: of one row, or of class maps.
+        run: of what was predicted.
+        predicted: the stage with labels and scores.
+        stage: that is written.
+        vocabulary: of the run.
+        section: of the run file.
+        source: the stage with superpixels, or `images` for a CRF.
+        maps: the column of class maps in the block; None without.
+
+    Returns:
+        One row of SUMMARY.
+    """
     part = block["part"][0].as_py()
     columns = ["image_id", "image"] if source == "images" else None
     other = {row["image_id"]: row for row in run.read_part(source, part, columns).to_pylist()}

@@ -98,7 +98,15 @@ def choose_engine(section: SegmenterSection) -> Literal["ray", "detectron2"]:
 
 
 def training_inputs(config: RunConfig, engine: str) -> dict[str, Any]:
-    """What of a run file a training depends on: settings that only watch it may change while it is stopped."""
+    """What of a run file a training depends on: settings that only watch it may change while it is stopped.
+
+    Args:
+        config: the run file.
+        engine: `ray` or `detectron2`.
+
+    Returns:
+        A part of the stage's identity.
+    """
     assert config.segmenter is not None
     section = config.segmenter
     only_watched = {"preview_every", "rounds", "keep", "micro_batches"}

@@ -20,7 +20,15 @@ from fmwsss.jobs.training import checkpoint
 
 
 def prepare(segmenter: Segmenter, num_workers: int) -> Segmenter:
-    """In training mode; with several workers on GPUs, batch norms see the whole batch."""
+    """In training mode; with several workers on GPUs, batch norms see the whole batch.
+
+    Args:
+        segmenter: changed in place.
+        num_workers: of the process group.
+
+    Returns:
+        The segmenter that is trained.
+    """
     if num_workers > 1 and next(segmenter.parameters()).is_cuda:
         converted: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
         return converted.train()
@@ -28,17 +36,36 @@ def prepare(segmenter: Segmenter, num_workers: int) -> Segmenter:
 
 
 def seed_step(random_seed: int, iteration: int, rank: int) -> None:
-    """What layers draw at random in one step (dropout, drop path) depends on nothing that came before."""
+    """What layers draw at random in one step (dropout, drop path) depends on nothing that came before.
+
+    Args:
+        random_seed: of the run.
+        iteration: from 0.
+        rank: of this worker.
+    """
     torch.manual_seed(np.random.SeedSequence((random_seed, iteration, rank)).generate_state(1)[0].item())
 
 
 def is_logged(iteration: int, num_iterations: int) -> bool:
-    """Whether the loss of an iteration is written down: of all the first, later about a thousand, and the last."""
+    """Whether the loss of an iteration is written down: of all the first, later about a thousand, and the last.
+
+    Args:
+        iteration: from 0.
+        num_iterations: of the whole training.
+    """
     return iteration < 100 or iteration % max(1, num_iterations // 1000) == 0 or iteration + 1 == num_iterations
 
 
 def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[str, float]:
     """One line of the history.
+
+    Args:
+        job: what is trained.
+        iteration: from 0.
+        parts: weighted losses by name, means over the whole batch.
+
+    Returns:
+        Iteration, rate, and losses by name.
 
     Raises:
         ValueError: the loss is not finite.
@@ -52,12 +79,23 @@ def log_entry(job: TrainJob, iteration: int, parts: dict[str, float]) -> dict[st
 
 
 def log_scalars(log: EventLog, entry: dict[str, float]) -> None:
-    """One line of the history as TensorBoard has it: after how many iterations."""
+    """One line of the history as TensorBoard has it: after how many iterations.
+
+    Args:
+        log: of TensorBoard.
+        entry: of `log_entry`.
+    """
     log.scalars(int(entry["iteration"]) + 1, {name: value for name, value in entry.items() if name != "iteration"})
 
 
 def finish(job: TrainJob, segmenter: Segmenter, history: list[dict[str, float]]) -> None:
-    """Writes the trained segmenter and the history of its loss."""
+    """Writes the trained segmenter and the history of its loss.
+
+    Args:
+        job: what was trained.
+        segmenter: trained.
+        history: of `log_entry`.
+    """
     folder = job.run.folder.child(job.stage)
     folder.write(checkpoint.HISTORY_FILE, json.dumps(history).encode())
     folder.child(LAST).write_many(segmenter_files(segmenter, job.spec))

@@ -70,7 +70,16 @@ def _operators(config: RunConfig, run: Run) -> list[Operator]:
 
 
 def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:
-    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are known."""
+    """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are known.
+
+    Args:
+        block: of one row.
+        run: the run folder.
+        shared: where superpixels of other runs are; None for nowhere.
+
+    Returns:
+        A table of `carried(DECODED_PAYLOAD)`.
+    """
     sha256 = set(_image_sha256(run, block["part"][0].as_py()).values())
     known = set(kept_superpixels.kept(run, sha256))
     if shared is not None:
@@ -81,7 +90,17 @@ def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) 
 def write_shard(
     block: pa.Table, run: Run, settings: ProposalSettings, shared: SharedSuperpixels | None = None
 ) -> pa.Table:
-    """SAM's masks of one shard in, its superpixels and failures written, its counts out."""
+    """SAM's masks of one shard in, its superpixels and failures written, its counts out.
+
+    Args:
+        block: a table of `carried(...)` with SAM's masks.
+        run: the run folder.
+        settings: of the clean-up and the occupation filter.
+        shared: where superpixels are kept for other runs; None for nowhere.
+
+    Returns:
+        One row of SUMMARY.
+    """
     part = block["part"][0].as_py()
 
     def finished(row: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,16 @@ class SharedSuperpixels:
 
     @classmethod
     def of(cls, url: str, sam_sha256: str, settings: ProposalSettings) -> SharedSuperpixels:
-        """Those in the shared folder `url`."""
+        """Those in the shared folder `url`.
+
+        Args:
+            url: of the folder for all runs.
+            sam_sha256: of the weights.
+            settings: those that change superpixels are a part of the name.
+
+        Returns:
+            A folder in it.
+        """
         words = {name: value for name, value in asdict(settings).items() if name not in _WITHOUT_EFFECT}
         content = json.dumps([VERSION, sam_sha256, words], sort_keys=True)
         return cls(Folder(url).child(hashlib.sha256(content.encode()).hexdigest()[:32]))

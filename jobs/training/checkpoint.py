@@ -27,7 +27,15 @@ def save(
     iteration: int,
     history: list[dict[str, float]],
 ) -> None:
-    """Writes the checkpoint of a stage over the one before."""
+    """Writes the checkpoint of a stage over the one before.
+
+    Args:
+        folder: of the stage.
+        model: what is learned.
+        optimizer: with its moments.
+        iteration: the next one.
+        history: losses so far.
+    """
     import torch
 
     state = {
@@ -44,7 +52,16 @@ def save(
 def restore(
     folder: Folder, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[dict[str, float]]]:
-    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there."""
+    """Goes on where an earlier start stopped: the iteration to begin with, and the history until there.
+
+    Args:
+        folder: of the stage.
+        model: changed in place.
+        optimizer: changed in place.
+
+    Returns:
+        0 and an empty history where there is no checkpoint.
+    """
     state = _read(folder)
     if state is None:
         return 0, []

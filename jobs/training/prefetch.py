@@ -75,12 +75,28 @@ def prefetched(
 
 
 def pinned(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """A dataclass of tensors in memory that a GPU copies from by itself; as it is where there is none."""
+    """A dataclass of tensors in memory that a GPU copies from by itself; as it is where there is none.
+
+    Args:
+        batch: on the CPU.
+        device: that it will be sent to.
+
+    Returns:
+        A dataclass of the same kind.
+    """
     return _on_tensors(batch, Tensor.pin_memory) if device.type == "cuda" else batch
 
 
 def sent(batch: AnyBatch, device: torch.device) -> AnyBatch:
-    """A dataclass of tensors on a device; a GPU copies what is `pinned` while the host goes on."""
+    """A dataclass of tensors on a device; a GPU copies what is `pinned` while the host goes on.
+
+    Args:
+        batch: on the CPU.
+        device: where it goes.
+
+    Returns:
+        A dataclass of the same kind.
+    """
     return _on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 

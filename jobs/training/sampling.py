@@ -15,7 +15,16 @@ NUM_READERS = 16  # of ids, at the start; each waits for a store most of the tim
 
 
 def count_rows(run: Run, parts: Sequence[str], stages: Sequence[str]) -> tuple[int, ...]:
-    """How many images of each part are in every one of some stages."""
+    """How many images of each part are in every one of some stages.
+
+    Args:
+        run: the run folder.
+        parts: `part-00000.parquet`, ...
+        stages: whose images count.
+
+    Returns:
+        A count for each part.
+    """
 
     def count(part: str) -> int:
         tables = (run.read_part(stage, part, columns=["image_id"]) for stage in stages)
@@ -26,7 +35,15 @@ def count_rows(run: Run, parts: Sequence[str], stages: Sequence[str]) -> tuple[i
 
 
 def batches_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches of an epoch; what is left over is in another epoch's, since each has another order."""
+    """Whole batches of an epoch; what is left over is in another epoch's, since each has another order.
+
+    Args:
+        num_images: of the dataset.
+        batch_size: over all workers.
+
+    Returns:
+        At least 1.
+    """
     return max(1, num_images // batch_size)
 
 

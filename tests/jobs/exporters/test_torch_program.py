@@ -95,7 +95,7 @@ def test_the_command_exports_a_run_folder(tmp_path: Path):
     result = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     told, hint = result.stdout.splitlines()
-    assert hint == "it was trained with a short side of 64 px: things in other sizes it knows less well"
+    assert hint == "it was trained with a short side of 64 px: accuracy may drop at other sizes"
     assert Path(told.removeprefix("exported: ")).stat().st_size > 10_000
     run.folder.child(STAGE).delete(["_receipt.json"])
     result = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300)
