@@ -87,7 +87,7 @@ class GradientSum:
         if len(reached) < len(self._buckets[number]):
             self._flat[number].zero_()
         if reached:
-            torch._foreach_copy_([view for view, _ in reached], [gradient for _, gradient in reached])
+            torch._foreach_copy_([view for view, _ in reached], [gradient for _, gradient in reached])  # pyright: ignore[reportPrivateImportUsage]
         self._works.append(torch.distributed.all_reduce(self._flat[number], async_op=True))
 
 
