@@ -57,7 +57,7 @@ class ProposalSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.fill_points_per_side is not None and self.fill_points_per_side <= self.points_per_side:
-            raise ValueError(
+            raise InputError(
                 f"fill_points_per_side must be above points_per_side {self.points_per_side}, or None, "
                 f"got {self.fill_points_per_side}."
             )
