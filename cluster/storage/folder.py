@@ -269,6 +269,10 @@ class Folder:
     def upload(self, name: str, local_path: str) -> None:
         """Write a file of this machine as a file here, whole or not at all, without holding it in memory.
 
+        Args:
+            name: relative to the folder.
+            local_path: of a file of this machine.
+
         Raises:
             StorageError: it can't be written.
         """

@@ -285,7 +285,12 @@ class Run:
         self._stages.pop(stage, None)
 
     def was_begun_with(self, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a stage was begun, and with these settings; what it reads is not looked at."""
+        """Whether a stage was begun, and with these settings; what it reads is not looked at.
+
+        Args:
+            stage: name.
+            settings: as `begin` takes them.
+        """
         folder = self.folder.child(stage)
         if not folder.exists(INPUTS):
             return False

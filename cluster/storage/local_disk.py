@@ -131,7 +131,12 @@ def write_local(path: str, data: bytes, is_new: bool = False) -> bool:
 
 
 def copy_local(source: str, path: str) -> None:
-    """Copies a file under a temporary name, and gives it its own when all of it is on the disk."""
+    """Copies a file under a temporary name, and gives it its own when all of it is on the disk.
+
+    Args:
+        source: path of a file.
+        path: of the copy; folders above it are made.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

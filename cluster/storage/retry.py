@@ -71,7 +71,12 @@ def stages_after(run: Run, stage: str, names: Sequence[str] = ()) -> dict[str, l
 
 
 def renew_reads(run: Run, names: Iterable[str]) -> None:
-    """Lets stages take what they read as it is at their next start: what depends on a change was marked by `redo`."""
+    """Lets stages take what they read as it is at their next start: what depends on a change was marked by `redo`.
+
+    Args:
+        run: the run folder.
+        names: full names of stages.
+    """
     for name in names:
         own, local = run.within(name)
         own.renew_reads(local)
