@@ -29,19 +29,7 @@ def make_seed(
 ) -> Seed:
     """The seed of one image by the method of the run file; the encoded image is read for `crf` alone.
 
-<<<<<<< HEAD
     `foreground` is of `FoldModels.decide`, for `sams` alone.
-=======
-    Args:
-        section: of the run file.
-        superpixels: of the image.
-        maps: of its classes, 0 to 1.
-        class_indices: class index (1 to 254) of each map.
-        image: an encoded image; None where the method reads none.
-
-    Returns:
-        Labels, scores and confidences.
->>>>>>> 89742f7 (Say what the arguments of public functions are)
     """
     arguments = (superpixels, maps, class_indices, section.alpha)
     if section.method == "sams":

@@ -133,7 +133,6 @@ def _operators(
     ]
 
 
-<<<<<<< HEAD
 def paint_shard(block: pa.Table, run: Run, maps: str, models: Folder, stage: str, **arguments: Any) -> pa.Table:
     """A block that names one part in; the seeds of the maps that were kept, with the foreground that was learned.
 
@@ -150,68 +149,6 @@ def paint_shard(block: pa.Table, run: Run, maps: str, models: Folder, stage: str
     started = start_rows(part, run.read_part(maps, part).to_pylist(), KEPT_PAYLOAD)
     foreground = FoldModels.from_bytes(models.read(FOREGROUND_FILE))
     return write_shard(started, run, stage, foreground=foreground, **arguments)
-=======
-def map_operators(
-    config: RunConfig, run: Run, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
-) -> list[Operator]:
-    """The operators from the images of the run to the maps of their classes.
-
-    Args:
-        config: the run file.
-        run: the run folder.
-        plan: replicas of CLIP.
-        section: of these seeds.
-        prompts: folder and file of the learned prompts.
-        stage: for the failures table.
-
-    Returns:
-        Operators for `map_shards`.
-    """
-    given = given_sources(section.source)
-    own = {"sources": given, "vocabulary": config.resolve_vocabulary(), "stage": stage}
-    if not needs_clip(section.source):
-        parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
-        weights = [part.weight for part in parts] or [1.0]
-        return [Operator(given_shard, {"run": run, "weights": weights, **own}, num_cpus=plan.helper_cpus)]
-    return [
-        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
-        *([Operator(add_given, own, num_cpus=plan.helper_cpus)] if given else []),
-        clip_operator(config, plan, section, prompts, stage),
-    ]
-
-
-def clip_operator(
-    config: RunConfig, plan: ReplicaPlan, section: SeedSection, prompts: tuple[Folder, str], stage: str
-) -> Operator:
-    """The operator that turns decoded images into maps of their classes, as one set of seeds wants them.
-
-    Args:
-        config: the run file.
-        plan: replicas of CLIP.
-        section: of these seeds.
-        prompts: folder and file of the learned prompts.
-        stage: for the failures table.
-
-    Returns:
-        An operator for `map_shards`.
-    """
-    arguments = {
-        "spec": config.clip.spec(),
-        "vocabulary": config.resolve_vocabulary(),
-        "prompts": prompts if section.prompts == "learned" else section.templates,
-        "box_threshold": section.box_threshold,
-        "num_sinkhorn": section.num_sinkhorn,
-        "scales": section.scales,
-        "num_attention_blocks": section.num_attention_blocks if section.has_affinity else 0,
-        "box_on": section.box_on,
-        "affinity_map": section.affinity_map,
-        "stage": stage,
-        "source": section.source.model_dump(),
-        "flip": section.flip,
-        "max_side_px": section.max_side_px,
-    }
-    return plan.operator(ClipReplica, arguments)
->>>>>>> 89742f7 (Say what the arguments of public functions are)
 
 
 def write_shard(
@@ -224,20 +161,7 @@ def write_shard(
     confidence: bool,
     foreground: FoldModels | None = None,
 ) -> pa.Table:
-    """The class maps of one shard in, its seeds and failures written, its counts out.
-
-    Args:
-        block: class maps.
-        run: the run folder.
-        stage: that is written.
-        vocabulary: of the run.
-        section: of these seeds.
-        png: whether labels are PNG files too.
-        confidence: whether confidences are kept.
-
-    Returns:
-        One row of SUMMARY.
-    """
+    """The class maps of one shard in, its seeds and failures written, its counts out."""
     part = block["part"][0].as_py()
     images = {}
     if section.method == "crf":
