@@ -164,8 +164,15 @@ class StartedStage:
 
 
 def versions() -> dict[str, str]:
-    """Packages that the outputs may depend on."""
-    return {name: importlib.metadata.version(name) for name in VERSIONS_OF}
+    """Packages that the outputs may depend on; of a checkout that is not installed none is known."""
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {name: version(name) for name in VERSIONS_OF}
 
 
 def receipt_key(receipt: Receipt) -> str:
