@@ -44,7 +44,8 @@ class CocoExport:
             outline: Any = rle
             if self._polygons:
                 outline = [[float(value) for point in loop for value in point] for loop in corner_outlines(mask)]
-            box = [float(value) for value in coco_mask.toBbox({**rle, "counts": rle["counts"].encode()})]
+            encoded: Any = {**rle, "counts": rle["counts"].encode()}
+            box = [float(value) for value in coco_mask.toBbox(encoded)]
             told = {**about, "segmentation": outline, "area": float(mask.sum()), "bbox": box}
             if image.confidence is not None:
                 told["score"] = round(image.confidence, 4)
