@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fmwsss.core.errors import InputError
 from fmwsss.core.prompts.defaults import INIT_STD, NUM_BACKGROUNDS, NUM_CONTEXT
 from fmwsss.jobs.config.base import Count, Section, Share
 
@@ -104,14 +105,14 @@ class LearnSection(Section):
         return min(1800, max(200, 25 * batches_per_epoch))
 
     def check_warmup(self, name: str, num_iterations: int) -> None:
-        """ValueError if there is nothing but warm-up; `name` is the key of these settings below `learn`.
+        """InputError if there is nothing but warm-up; `name` is the key of these settings below `learn`.
 
         Args:
             name: classification or segmentation.
             num_iterations: of the whole training.
         """
         if self.warmup_iterations >= num_iterations:
-            raise ValueError(
+            raise InputError(
                 f"prompts/{name} would take {num_iterations} iterations, and learn.{name}.warmup_iterations is "
                 f"{self.warmup_iterations}: nothing would be learned; lower it, or raise epochs"
             )

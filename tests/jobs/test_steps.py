@@ -118,7 +118,9 @@ def test_commands_are_the_names_of_stages(
     words: list[str], expected: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(steps, "run", lambda config, only, restart_from: made.extend(map(steps.current_name, only)))
+    monkeypatch.setattr(
+        steps, "run", lambda config, only, restart_from, **_: made.extend(map(steps.current_name, only))
+    )
     command, options = (words[:1], words[1:]) if words[0] == "run" else (words, [])
     result = fmwsss(*command, DEMO, *options)
     assert (result.exit_code, made) == (0, [expected]), result.output
