@@ -4,8 +4,8 @@
                                   [--sam FACTORY] [--images FOLDER] [--baseline FILE]
 
 Needs the repository and a few packages; neither Ray nor a network. Each stage is a process: one that crashes or runs
-past its limit costs itself alone, and what it had measured is kept. `gpu.json` is complete after every stage; `gpu.md`
-is the same as tables, `log.txt` what the stages printed, `*.json.gz` timelines for a browser.
+past its limit costs itself alone, and what it had measured is kept. `gpu.json` is complete after every stage,
+`gpu_tables.txt` the same as tables, `log.txt` what the stages printed, `*.json.gz` timelines for a browser.
 
 Exit status 1: a stage failed, that is something on the card is not what it is on the CPU. A stage for which too little
 of the budget is left is skipped. With --baseline the times of an earlier `gpu.json` stand beside the new ones.
@@ -78,8 +78,8 @@ def measure(options: argparse.Namespace) -> bool:
                 result["ceilings"][row["name"]] = row["value"]
         print(f"{stage.name}: {outcome['status']} {outcome.get('reason') or ''}", flush=True)
         _replace(options.out / "gpu.json", json.dumps(result, indent=1))
-        _replace(options.out / "gpu.md", markdown(result, baseline))
-    print((options.out / "gpu.md").read_text())
+        _replace(options.out / "gpu_tables.txt", markdown(result, baseline))
+    print((options.out / "gpu_tables.txt").read_text())
     return any(stage["status"] in ("failed", "timeout") for stage in result["stages"])
 
 
