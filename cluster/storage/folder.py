@@ -1,8 +1,8 @@
 """A folder on a local disk or an object store: whole objects in and out, nothing ever half written.
 
-Only PUT, GET, LIST and DELETE are asked of an object store, and, where it has them, PUTs that only create. A `Folder`
-is only a URL: credentials and endpoint come from the environment of the process that opens it (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
+Only PUT, GET, LIST and DELETE are asked of an object store, and, where it has them, PUTs that only create
+(If-None-Match) or only replace what was read (If-Match). A `Folder` is only a URL: credentials and endpoint come from
+the environment of the process that opens it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fmwsss.cluster.storage.local_disk import (
     is_temporary,
     leftovers,
     read_local,
+    swap_local,
     walk,
     walk_tokens,
     write_local,
@@ -307,6 +308,25 @@ class Folder:
         # Refused also when an earlier try of this very PUT came through and only its answer was lost.
         return is_new or self.read(name) == data
 
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replace a file by other bytes if it has the old ones; whether it has the new ones now, by any writer.
+
+        In one step on a disk with locks and in a store with If-Match; another takes it as two, and who wrote last is
+        found by reading again.
+        """
+        path = self._at(name)
+        self._demand_leave()
+        if self.is_local:
+            return self._patiently("write", path, lambda: swap_local(path, old, new)) or self.read(name) == new
+        # What the store calls the content comes first: if it changes before the bytes are read, the PUT is refused.
+        tag = self._patiently("look up", path, lambda: self._open()[0].info(path).get("ETag"))
+        if self.read(name) != old:
+            return self.read(name) == new
+        match = {"IfMatch": tag} if tag and self.url.startswith("s3") else {}
+        self._patiently("write", path, lambda: self._put_if(path, new, **match))
+        # Refused also when an earlier try of this very PUT came through and only its answer was lost.
+        return self.read(name) == new
+
     def creates_exclusively(self) -> bool:
         """Whether of several writers that create one file only one can: found out by writing twice."""
         name = f".{uuid.uuid4().hex}.tmp"
@@ -416,8 +436,11 @@ class Folder:
         return f"{self.url.rstrip('/')}/{name}"
 
     def _put_new(self, path: str, data: bytes) -> bool:
+        return self._put_if(path, data, mode="create")
+
+    def _put_if(self, path: str, data: bytes, **condition: Any) -> bool:
         try:
-            self._open()[0].pipe_file(path, data, mode="create", **self._whole("chunksize", 2**40))
+            self._open()[0].pipe_file(path, data, **condition, **self._whole("chunksize", 2**40))
         except Exception as error:
             if is_refused_creation(error):
                 return False

@@ -2,7 +2,7 @@
 
 <run>/manifest.json
 <run>/timeline/<stage>-<start>.json   which node did which shard when
-<run>/<stage>/_inputs.json         what the stage's rows depend on; written before the first part
+<run>/<stage>/_inputs.json         what the stage's rows depend on, and its last attempt; written before the first part
 <run>/<stage>/part-<number>-<hash of _inputs.json>.parquet    created once: a task that runs twice changes nothing
 <run>/<stage>/_journal.json        parts that are accepted, and their hashes, while the stage is open
 <run>/<stage>/_again.json          parts that are made again, while the stage is open
@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from fmwsss.cluster.storage.driver_lock import RunInUse
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.parquet import parse_table, table_bytes
@@ -28,12 +30,15 @@ from fmwsss.cluster.storage.receipts import Receipt as Receipt
 from fmwsss.cluster.storage.receipts import StageFile, file_name, mark_of, part_of, to_json
 from fmwsss.cluster.storage.receipts import part_index as part_index
 from fmwsss.cluster.storage.receipts import part_name as part_name
+from fmwsss.cluster.storage.stage_inputs import ChangedInputs as ChangedInputs
+from fmwsss.cluster.storage.stage_inputs import demand_same
 from fmwsss.cluster.storage.storage_errors import DamagedFile, FileError, StorageError
-from fmwsss.core.errors import InputError
 from fmwsss.core.schemas import FAILURES
 
 INPUTS = "_inputs.json"
 MARK = "_mark"  # a key of INPUTS: what the names of the stage's files carry; absent in runs of an earlier release
+ATTEMPT = "_attempt"  # a key of INPUTS: which start of the stage may write its receipt; absent beside an absent MARK
+READS = "reads"  # a key of INPUTS: the stages that it reads, and what names their content
 JOURNAL = "_journal.json"
 AGAIN = "_again.json"
 RECEIPT = "_receipt.json"
@@ -48,29 +53,18 @@ NUM_READERS = 16  # small files that are read at the same time
 LOOK_BYTES = 4 << 30  # of the parts of a stage that is gone on with; of more, sizes alone are compared with the journal
 SMALL_BYTES = 64 << 20  # of a file whose hash is looked at whenever its stage is read
 
-
-class ChangedInputs(InputError):  # noqa: N818 - the name says what happened
-    """A stage was begun in this run with other settings; the line names each of them, then what to do.
-
-    Attributes:
-        found: the line without what to do.
-    """
-
-    def __init__(self, found: str, advice: str) -> None:
-        super().__init__(f"{found}; {advice}")
-        self.found = found
-
-
 Renewal = Callable[[str, dict[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclass
 class _Known:
-    """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again."""
+    """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again, and,
+    where it began it, its attempt."""
 
     mark: str
     files: dict[str, StageFile] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
+    attempt: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,16 +107,18 @@ class Run:
 
         Raises:
             ChangedInputs: the stage was begun with other inputs.
+            RunInUse: another driver begins it at this moment.
         """
         stage_folder = self.folder.child(stage)
         new = json.loads(to_json(inputs))
         there = stage_folder.sizes("_")
         if INPUTS not in there:
-            known = self._stages[stage] = _Known(mark_of(new))
+            known = self._stages[stage] = _Known(mark_of(new), attempt=uuid.uuid4().hex)
             # Parts without inputs can't be trusted; they are replaced.
             names = (part_of(name, known.mark) for name in stage_folder.list("part-"))
             known.again = {part for part in names if part}
-            stage_folder.write(INPUTS, to_json({**new, MARK: known.mark}))
+            if not stage_folder.create(INPUTS, to_json({**new, MARK: known.mark, ATTEMPT: known.attempt})):
+                raise RunInUse(f"{stage_folder.url} is begun by another driver at this moment")
             return set()
         old = read_json(stage_folder, INPUTS)
         if None in old.get("reads", {}).values():  # see `renew_reads`
@@ -130,18 +126,41 @@ class Run:
                 name: new.get("reads", {}).get(name) if was is None else was for name, was in old["reads"].items()
             }
             stage_folder.write(INPUTS, to_json(old))
+        old.pop(ATTEMPT, None)
         known = self._stages[stage] = _Known(old.pop(MARK, ""))
-        changes = _changes(renewed(stage, old, new) if renewed else old, new)
-        if changes:
-            raise ChangedInputs(
-                f"stage {stage} of {self.folder.url} was begun with other settings: {'; '.join(changes)}",
-                f"use another run folder, or start again from there: `fmwsss run RUN_FILE --from {advised or stage}`",
-            )
-        if RECEIPT in there:
+        demand_same(
+            f"stage {stage} of {self.folder.url}", renewed(stage, old, new) if renewed else old, new, advised or stage
+        )
+        if RECEIPT in there and (receipt := self._accepted_receipt(stage)):
             # Of a driver that died in `finish`.
             stage_folder.delete([name for name in (JOURNAL, AGAIN) if name in there])
-            return set(self._demand_receipt(stage).parts)
+            return set(receipt.parts)
+        known = self._stages[stage] = _Known(known.mark, attempt=self._new_attempt(stage))
         return self._parts_there(stage, known, there)
+
+    def demand_settings(self, stage: str, inputs: Mapping[str, Any], renewed: Renewal, advised: str) -> None:
+        """Of a stage that was begun: refuse what `begin` would, as far as it can be known before what it reads is made.
+
+        Raises:
+            ChangedInputs: the stage was begun with other inputs.
+        """
+        new, old = json.loads(to_json(inputs)), read_json(self.folder.child(stage), INPUTS)
+        was = renewed(stage, {key: old[key] for key in old if key not in (MARK, ATTEMPT, READS)}, new)
+        demand_same(f"stage {stage} of {self.folder.url}", was, new, advised)
+
+    def _new_attempt(self, stage: str) -> str:
+        """From here on no receipt of an earlier start of the stage is accepted; empty in a run of an earlier release.
+
+        Raises:
+            RunInUse: another driver does the same at this moment.
+        """
+        folder, attempt = self.folder.child(stage), uuid.uuid4().hex
+        inputs, data = read_json(folder, INPUTS), folder.read(INPUTS)
+        if MARK not in inputs:
+            return ""
+        if not folder.swap(INPUTS, data, to_json({**inputs, ATTEMPT: attempt})):
+            raise RunInUse(f"{folder.url} is begun by another driver at this moment")
+        return attempt
 
     def _parts_there(self, stage: str, known: _Known, there: Mapping[str, int]) -> set[str]:
         """The parts of an open stage that need not be made again."""
@@ -239,6 +258,10 @@ class Run:
         folder = self.folder.child(stage)
         return read_json(folder, INPUTS).get(MARK, "") if folder.exists(INPUTS) else ""
 
+    def _last_attempt(self, stage: str) -> str:
+        folder = self.folder.child(stage)
+        return read_json(folder, INPUTS).get(ATTEMPT, "") if folder.exists(INPUTS) else ""
+
     def stages(self, more: Sequence[str] = ()) -> dict[str, list[str]]:
         """Every stage of the manifest, and of `more`, that was begun in this run, with the stages that it reads."""
         names, found = list(dict.fromkeys([*(self.manifest() or {"stages": []})["stages"], *more])), {}
@@ -281,6 +304,8 @@ class Run:
         folder = self.folder.child(stage)
         before = read_json(folder, AGAIN) if folder.exists(AGAIN) else []
         folder.write(AGAIN, to_json(sorted({*before, *parts})))
+        if folder.exists(INPUTS):
+            self._new_attempt(stage)
         folder.delete([RECEIPT])
         self._stages.pop(stage, None)
 
@@ -353,15 +378,15 @@ class Run:
         return [name for name in folder.list(f"{part}/")]
 
     def receipt(self, stage: str) -> Receipt | None:
-        """The receipt of a stage, or None while it is not complete.
+        """The receipt of a stage, or None while it is not complete; one of an earlier attempt counts for nothing.
 
         Raises:
             DamagedFile: it can't be understood.
         """
         stage_folder = self.folder.child(stage)
-        return self._demand_receipt(stage) if stage_folder.exists(RECEIPT) else None
+        return self._accepted_receipt(stage) if stage_folder.exists(RECEIPT) else None
 
-    def _demand_receipt(self, stage: str) -> Receipt:
+    def _accepted_receipt(self, stage: str) -> Receipt | None:
         folder = self.folder.child(stage)
         try:
             receipt = Receipt.from_json(folder.read(RECEIPT))
@@ -369,6 +394,8 @@ class Run:
             if isinstance(error, StorageError):
                 raise
             raise DamagedFile(f"{folder.url}/{RECEIPT} is damaged; {self.how_to_mend()}") from None
+        if receipt.attempt and receipt.attempt != self._last_attempt(stage):
+            return None
         marks = {match for file in receipt.files if (match := _mark_in(file.name)) is not None}
         mark = marks.pop() if len(marks) == 1 else self._mark_of_inputs(stage)
         files = {part_of(file.name, mark) or file.name: file for file in receipt.files}
@@ -390,9 +417,21 @@ class Run:
                 raise DamagedFile(f"{folder.url}/{file.name} {found}; {self.how_to_mend()}")
 
     def finish(self, receipt: Receipt) -> None:
-        """Mark a stage as complete. Everything else of it must be written before."""
-        folder = self.folder.child(receipt.stage)
-        folder.write(RECEIPT, receipt.to_json())
+        """Mark a stage as complete. Everything else of it must be written before.
+
+        Raises:
+            RunInUse: another driver has begun the stage since; its receipt stays, and this one would count for nothing.
+        """
+        folder, known = self.folder.child(receipt.stage), self._stages.get(receipt.stage)
+        attempt = known.attempt if known else ""
+        data = replace(receipt, attempt=attempt).to_json()
+        if not attempt:
+            folder.write(RECEIPT, data)
+        elif attempt != self._last_attempt(receipt.stage) or not (
+            # One that is there is of an earlier attempt.
+            folder.create(RECEIPT, data) or folder.swap(RECEIPT, folder.read(RECEIPT), data)
+        ):
+            raise RunInUse(f"{folder.url} was begun anew by another driver")
         # After it, and not before: what they tell is in the receipt now.
         folder.delete([JOURNAL, AGAIN])
 
@@ -520,22 +559,3 @@ def _mark_in(file: str) -> str | None:
     """The mark in a name that `file_name` made; None if it is no part's."""
     stem = file.removesuffix(".parquet")
     return stem.partition("-")[2].partition("-")[2] if file.startswith("part-") else None
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or (key and not value):
-        return {key: value}
-    return {name: leaf for part in value for name, leaf in _flat(value[part], f"{key}.{part}" if key else part).items()}
-
-
-def _changes(old: Any, new: Any) -> list[str]:
-    was, now = _flat(old), _flat(new)
-
-    def shown(values: dict[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "(not set)"
-
-    return [
-        f"{key}: {shown(was, key)} -> {shown(now, key)}"
-        for key in sorted(was.keys() | now.keys())
-        if key not in was or key not in now or was[key] != now[key]
-    ]

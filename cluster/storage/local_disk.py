@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -148,6 +149,19 @@ def copy_local(source: str, path: str) -> None:
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def swap_local(path: str, old: bytes, new: bytes) -> bool:
+    """Replaces a file by other bytes if it has the old ones, one process of a machine at a time; whether it did."""
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks; then it is two steps
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not os.path.exists(path) or read_local(path) != old:
+            return False
+        return write_local(path, new)
+    finally:
+        os.close(folder)
 
 
 def has_links(path: str) -> bool:

@@ -65,6 +65,7 @@ class Receipt:
         versions: packages and their versions.
         files: exactly the files that the stage consists of, but for PNGs, which its parts hold too; of a release that
             did not count them, none.
+        attempt: the start of the stage that wrote it; a receipt of an earlier start is none.
     """
 
     stage: str
@@ -77,6 +78,7 @@ class Receipt:
     finished: str
     versions: dict[str, str]
     files: list[StageFile] = field(default_factory=list)
+    attempt: str = field(default="", compare=False)
 
     def to_json(self) -> bytes:
         """This receipt as JSON, in UTF-8."""

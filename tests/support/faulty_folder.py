@@ -12,8 +12,8 @@ import pytest
 from fmwsss.cluster.storage.folder import Folder, StorageError
 
 VERBS = (
-    "list", "sizes", "size", "exists", "read", "sha256", "write", "create", "write_many", "read_table", "num_rows",
-    "write_table", "delete", "delete_all", "sweep",
+    "list", "sizes", "size", "exists", "read", "sha256", "write", "create", "swap", "write_many", "read_table",
+    "num_rows", "write_table", "delete", "delete_all", "sweep",
 )  # fmt: skip
 READING = ("list", "sizes", "size", "exists", "read", "read_table", "num_rows", "sha256")
 FAULTS = ("before", "after", "late", "stale", "partial")

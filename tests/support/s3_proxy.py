@@ -20,6 +20,7 @@ class Proxy(ThreadingHTTPServer):
 
     Attributes:
         mood: None to work, "503" to throttle, "reset" to cut connections.
+        next_put: what becomes of the next PUT alone: "lost" is done and its answer cut off, "409" is a conflict.
         requests: method and path of every request, those that were refused included.
         num_refused: requests that were not handed on.
     """
@@ -31,6 +32,7 @@ class Proxy(ThreadingHTTPServer):
         target = urlsplit(target_url)
         self.target = (str(target.hostname), int(target.port or 80))
         self.mood: OutOfOrder | None = None
+        self.next_put: Literal["lost", "409"] | None = None
         self.requests: list[str] = []
         self.num_refused = 0
 
@@ -63,6 +65,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self._body()
         self.server.requests.append(f"{self.command} {self.path}")
+        if self.command == "PUT" and self.server.next_put:
+            put, self.server.next_put = self.server.next_put, None
+            if put == "409":
+                self._answer(409, [], b"<Error><Code>ConditionalRequestConflict</Code><Message>no</Message></Error>")
+                return
+            self._hand_on(body, is_answered=False)
+            self._cut()
+            return
         if self.server.mood is None:
             self._hand_on(body)
             return
@@ -72,12 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
                 503, [], b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             )
         else:
-            # With no time to linger the kernel sends a reset, not an end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self._cut()
 
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 - named by the base class
+
+    def _cut(self) -> None:
+        # With no time to linger the kernel sends a reset, not an end.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def _body(self) -> bytes:
         """The body as it came over the wire, chunks and all."""
@@ -91,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             if size == 0:
                 return raw
 
-    def _hand_on(self, body: bytes) -> None:
+    def _hand_on(self, body: bytes, is_answered: bool = True) -> None:
         connection = http.client.HTTPConnection(*self.server.target, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -99,7 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
                 connection.putheader(name, value)
             connection.endheaders(body)
             response = connection.getresponse()
-            self._answer(response.status, response.getheaders(), response.read())
+            answer = response.read()
+            if is_answered:
+                self._answer(response.status, response.getheaders(), answer)
         finally:
             connection.close()
 

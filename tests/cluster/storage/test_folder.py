@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pytest
 
 from fmwsss.cluster.storage import folder as storage
 from fmwsss.cluster.storage.folder import NUM_TRIES, FileError, Folder, StorageError, read_url
+from tests.support.s3_proxy import proxy_to
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
 SCHEMA = pa.schema([("name", pa.string()), ("data", pa.binary()), ("sizes", pa.list_(pa.int32()))])
@@ -292,3 +293,44 @@ def test_a_large_file_is_one_request(moody: type[Moody]) -> None:
     Folder("s3://bucket").write_many({"y": data})
     Folder("s3://bucket").read("x")
     assert moody.requests == ["PUT /bucket/x", "PUT /bucket/y", "GET /bucket/x"]
+
+
+def test_a_file_is_replaced_only_by_who_read_it(folder: Folder) -> None:
+    folder.write("inputs", b"first")
+    assert folder.swap("inputs", b"first", b"second")
+    assert not folder.swap("inputs", b"first", b"third")
+    assert folder.read("inputs") == b"second"
+
+
+def test_a_store_refuses_to_replace_what_changed_after_it_was_read(s3_url: str, tmp_path: Path) -> None:
+    folder = Folder(s3_url).child(f"swap/{tmp_path.name}")
+    folder.write("inputs", b"first")
+
+    class Slow(Folder):
+        def read(self, name: str, max_bytes: int | None = None) -> bytes:
+            data = super().read(name, max_bytes)
+            if data == b"first":
+                folder.write(name, b"of another")
+            return data
+
+    assert not Slow(folder.url).swap("inputs", b"first", b"late")
+    assert folder.read("inputs") == b"of another"
+
+
+@pytest.mark.parametrize("fault", ["lost", "409"])
+def test_a_conditional_write_whose_answer_is_lost_or_that_conflicts_is_done_once(
+    fresh_s3: None, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Literal["lost", "409"]
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.001)
+    with proxy_to(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        folder = Folder(s3_url).child(f"once/{fault}-{tmp_path.name}")
+        proxy.next_put = fault
+        assert folder.create("claim", b"mine")
+        assert not folder.create("claim", b"another's")
+        proxy.next_put = fault
+        assert folder.swap("claim", b"mine", b"mine again")
+        assert proxy.next_put is None
+        assert folder.read("claim") == b"mine again"
+        # Each PUT once more after its fault, and the one that was refused.
+        assert sum(request.startswith("PUT") for request in proxy.requests) >= 5

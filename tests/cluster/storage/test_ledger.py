@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from fmwsss.cluster.storage.driver_lock import RunInUse
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import ChangedInputs, Receipt, Run, part_index, part_name
 from fmwsss.cluster.storage.receipts import StageFile
@@ -227,3 +228,33 @@ def test_each_start_of_a_stage_has_a_timeline_of_its_own(run: Run):
     assert json.loads(run.folder.read("timeline/seeds-coarse-1.json")) == [{"name": "third"}]
     run.folder.write("timeline/seeds-coarse-1.json", b"half of")
     assert len(run.timeline()) == 3
+
+
+def test_a_receipt_of_a_driver_that_was_replaced_is_none(run: Run) -> None:
+    stage = "prompts/classification"
+    run.begin(stage, INPUTS)
+    second = Run(run.folder)
+    second.begin(stage, INPUTS)
+    # It stood still between the look at its attempt and the request.
+    late = replace(receipt_of(stage), attempt=json.loads(run.folder.read(f"{stage}/_inputs.json"))["_attempt"])
+    third = Run(run.folder)
+    third.begin(stage, INPUTS)
+    run.folder.write(f"{stage}/_receipt.json", late.to_json())
+    assert Run(run.folder).receipt(stage) is None
+    third.finish(replace(receipt_of(stage), num_rows=7))
+    for other in (run, second):
+        with pytest.raises(RunInUse, match="begun anew by another driver"):
+            other.finish(receipt_of(stage))
+    receipt = Run(run.folder).receipt(stage)
+    assert receipt is not None
+    assert receipt.num_rows == 7
+    assert Run(run.folder).begin(stage, INPUTS) == {part_name(0)}
+
+
+def test_a_receipt_that_comes_after_a_retry_was_asked_for_is_none(run: Run) -> None:
+    run.begin("images", INPUTS)
+    fill(run, "images", 0)
+    Run(run.folder).do_again("images", [part_name(0)])
+    with pytest.raises(RunInUse, match="begun anew by another driver"):
+        run.finish(receipt_of("images"))
+    assert Run(run.folder).begin("images", INPUTS) == set()
