@@ -165,7 +165,7 @@ def predict(
 ) -> None:
     """Predict images with the run's trained segmenter: PNG and Parquet, refined by superpixels."""
     with _told_in_lines():
-        settings = _config_of(run, overrides)
+        settings = _config_of(run, overrides, unread=("dataset", "prompts"))
         from fmwsss.jobs import steps
 
         print(f"predictions: {steps.predict_new(settings, images, truth, name, voc)}")
@@ -184,7 +184,7 @@ def export(
         height, _, width = size.partition("x")
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
             raise InputError(f"--size is HEIGHTxWIDTH in pixels, such as 512x672, not {size!r}")
-        settings = _config_of(run, overrides)
+        settings = _config_of(run, overrides, unread=("dataset", "prompts", "proposals"))
         from fmwsss.cluster.storage.driver_lock import hold
         from fmwsss.cluster.storage.folder import Folder
         from fmwsss.cluster.storage.ledger import Run
@@ -379,7 +379,7 @@ def show_prompts(
         show(run, kind, count, config)
 
 
-def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
+def _config_of(run: str, overrides: list[str] | None, unread: Sequence[str] = ()) -> RunConfig:
     """The settings of a run file or a preset, or those that a run folder was made with."""
     from fmwsss.jobs.config.run_file import preset_names
 
@@ -391,7 +391,7 @@ def _config_of(run: str, overrides: list[str] | None) -> RunConfig:
     from fmwsss.cluster.storage.ledger import Run
     from fmwsss.jobs.config.load import config_of
 
-    return config_of(Run(Folder(run)), overrides)
+    return config_of(Run(Folder(run)), overrides, unread)
 
 
 def _execute(

@@ -19,11 +19,11 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.ledger import INPUTS, Receipt, Run
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
 from fmwsss.core.errors import InputError
-from fmwsss.jobs.config.renewal import renewed_inputs
+from fmwsss.jobs.config.renewal import FIRST_VERSION, METHOD_VERSION, renewed_inputs
 from fmwsss.jobs.config.run import RunConfig
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
@@ -107,6 +107,8 @@ class Stage:
             and images of the first are its own, where it has `operators`.
         settings: what of the run file its rows depend on, as JSON: another value is refused, by name. Only called when
             the stage is due, so it may read files.
+        method_version: of the stage's code, an input like its settings. To be raised in the commit by which the same
+            settings begin to give other rows: a run that was begun before is then refused, by name, and not mixed.
         operators: the chain that every shard goes through, for the run folder.
         make: all that the stage does, from `begin_stage` to its receipt, which it returns.
         report: for a stage without receipt, called with the run folder and all stages of the run.
@@ -124,6 +126,7 @@ class Stage:
     unit: Literal["images", "iterations"] | None
     reads: tuple[str, ...]
     settings: Callable[[], dict[str, Any]] = dict
+    method_version: int = FIRST_VERSION
     operators: Callable[[Run], Sequence[Operator]] | None = None
     make: Callable[[Stage, Run], Receipt] | None = None
     report: Callable[[Run, Sequence[Stage]], Any] | None = None
@@ -132,6 +135,10 @@ class Stage:
     judged: tuple[Judged, ...] = ()
     refresh: Callable[[Stage, Run, Sequence[Stage], bool], None] | None = None
     of_pixels: bool = False
+
+    def inputs(self) -> dict[str, Any]:
+        """What its rows depend on, beside the stages that it reads."""
+        return {**self.settings(), METHOD_VERSION: self.method_version}
 
 
 @dataclass(frozen=True)
@@ -220,10 +227,23 @@ def make_stage(
         return stage.make(stage, run)
     assert stage.operators is not None, f"{stage.name} does not say how it runs"
     receipts = upstream(run, stage.name, stage.reads)
-    started = begin_stage(run, stage.name, stage.settings(), receipts, advised)
+    started = begin_stage(run, stage.name, stage.inputs(), receipts, advised)
     if started.receipt:
         return started.receipt
     return run_sharded(run, started, receipts[0].parts, receipts[0].num_rows, stage.operators(run), max_failures)
+
+
+def demand_unchanged(stages: Sequence[Stage], run: Run) -> None:
+    """Refuses, before anything is written, what the begin of one of these stages would refuse.
+
+    Raises:
+        ChangedInputs: one was begun with other settings.
+    """
+    for stage in stages:
+        own, local = run.within(stage.name)
+        # What refreshes itself may find its settings changed, and go on.
+        if not stage.report and not stage.refresh and own.folder.child(local).exists(INPUTS):
+            own.demand_settings(local, stage.inputs(), renewed_inputs, stage.name)
 
 
 def upstream(run: Run, stage: str, names: Sequence[str]) -> list[Receipt]:
@@ -258,7 +278,7 @@ def begin_stage(
     Args:
         run: the run folder.
         stage: its full name.
-        settings: what of the run file its rows depend on.
+        settings: what its rows depend on beside those stages: `Stage.inputs`.
         receipts: of the stages that it reads.
         advised: the stage to start again from if its inputs changed; None means this one.
 

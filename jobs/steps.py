@@ -27,7 +27,16 @@ from fmwsss.jobs.reports.table import print_table
 from fmwsss.jobs.seeds import foreground, maps, seed
 from fmwsss.jobs.segmenter import predict, train
 from fmwsss.jobs.segmenter.trained import trained_folder
-from fmwsss.jobs.stages import Declaration, Stage, StageError, make_stage, receipt_of, upstream, versions
+from fmwsss.jobs.stages import (
+    Declaration,
+    Stage,
+    StageError,
+    demand_unchanged,
+    make_stage,
+    receipt_of,
+    upstream,
+    versions,
+)
 from fmwsss.jobs.superpixels import propose
 
 # A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
@@ -120,13 +129,15 @@ def run(
     with hold(ledger.folder, running) as claim:
         ledger = Run(ledger.folder.guarded(claim))
         ledger.folder.sweep()
+        _adopt_weights(ledger, stages, models)
+        again = {stage.name for stage in asked[asked.index(first) :]} if first is not None else set()
+        demand_unchanged([stage for stage in stages if stage.name in due_names - again], ledger)
         if retry:
             ingest.demand_readable(config, ledger, retry)
-            again = forget(ledger, retry if isinstance(retry, str) else None)
-            print(f"tried again: {', '.join(f'{count} of {name}' for name, count in again.items()) or 'nothing'}")
+            forgotten = forget(ledger, retry if isinstance(retry, str) else None)
+            print(f"tried again: {', '.join(f'{count} of {name}' for name, count in forgotten.items()) or 'nothing'}")
         if first is not None:
             _reset(config, ledger, asked[asked.index(first) :])
-        _adopt_weights(ledger, stages, models)
         settings = config.model_dump(mode="json", exclude={"cluster"})
         told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
         ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})

@@ -94,6 +94,27 @@ def test_an_address_of_weights_in_a_manifest_is_not_asked(key: str, tmp_path: Pa
     assert config_of(run, [f"{key}={weights}"])
 
 
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("dataset.images", "dataset={kind: folder, images: 's3://stranger/x', labels: /here/l.csv}"),
+        ("dataset.labels", "dataset={kind: folder, images: /here, labels: 'https://stranger.example/l.csv'}"),
+        ("proposals", "proposals=s3://stranger/shared"),
+        ("prompts", "prompts=https://stranger.example/run"),
+    ],
+)
+def test_no_address_of_a_manifest_is_asked(key: str, override: str, tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO, [override, *(["vocabulary={classes: [cat]}"] if "dataset" in key else [])])
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": []})
+    with pytest.raises(ValueError, match=f"it is asked only if you say so, by {key}=") as caught:
+        config_of(run, None)
+    assert len(str(caught.value).splitlines()) == 1
+    # Of a command that reads none of it, and of one that is told.
+    assert config_of(run, None, unread=(key.partition(".")[0],)).run == run.folder.url
+    assert config_of(run, [override]).run == run.folder.url
+
+
 def test_a_manifest_names_no_cluster(tmp_path: Path) -> None:
     run = Run(Folder(str(tmp_path / "run")))
     config = load_config(DEMO).model_dump(mode="json", exclude={"cluster"})

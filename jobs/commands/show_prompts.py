@@ -14,6 +14,7 @@ from fmwsss.core.prompts.learner import PromptLearner
 from fmwsss.jobs.config.load import config_of, load_config
 from fmwsss.jobs.stages import StageError
 
+UNREAD = ("dataset", "prompts", "proposals")
 KINDS: tuple[Literal["classification", "segmentation"], ...] = ("classification", "segmentation")
 
 
@@ -34,7 +35,7 @@ def show(
     run = Run(Folder(run_folder))
     if run.manifest() is None:
         raise StageError(f"{run.folder.url} holds no run (it has no manifest.json)")
-    config = load_config(run_file, [f"run={run_folder}"]) if run_file else config_of(run, None)
+    config = load_config(run_file, [f"run={run_folder}"]) if run_file else config_of(run, None, UNREAD)
     kinds = [name for name in KINDS if run.receipt(f"prompts/{name}") and kind in (None, name)]
     if not kinds:
         what = f"{kind} prompts" if kind else "prompts"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import date
 from typing import Any
 
@@ -131,6 +131,18 @@ def _keys_of_secrets(value: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
+def _addresses(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Whatever in a section is no path of this machine, with its key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _addresses(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _addresses(inner, key)
+    elif isinstance(value, str) and "://" in value:
+        yield key, value
+
+
 def _lay_over(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -200,18 +212,24 @@ def _known_keys(path: list[Any], raw: Any) -> list[str]:
     return list(node.get("properties", {}))
 
 
-def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
+def config_of(run: Run, overrides: list[str] | None, unread: Collection[str] = ()) -> RunConfig:
     """The settings that a run was made with, from its manifest; overrides may say where to run now.
 
-    A run folder may come from anybody: it decides neither what is executed nor which cluster executes it.
+    A run folder may come from anybody: it decides neither what is executed, nor which cluster executes it, nor what
+    addresses are asked.
+
+    Args:
+        run: the run folder.
+        overrides: settings laid over the manifest's.
+        unread: keys of the run file that the caller follows nowhere.
 
     Args:
         run: the run folder.
         overrides: `key=value`, ...
 
     Raises:
-        ValueError: there is no run, an override is wrong, or the manifest names a cluster, a factory, or weights at an
-            address, that no override names too.
+        ValueError: there is no run, an override is wrong, or the manifest names a cluster, a factory, or an address,
+            that no override names too.
     """
     manifest = run.manifest()
     if manifest is None:
@@ -230,11 +248,13 @@ def config_of(run: Run, overrides: list[str] | None) -> RunConfig:
     theirs = [name for name, section in sections.items() if section is not None and section.factory]
     if any(not {name, f"{name}.factory"} & ours for name in theirs):
         raise InputError(f"a model of this run comes from a factory; {_SAY_WHICH}")
-    for key, section in sections.items():
-        weights = getattr(section, "weights", None)
-        if weights and "://" in weights and not ours & {key, f"{key}.weights"}:
+    for key, address in _addresses(config.model_dump(mode="json", exclude={"run", *unread})):
+        parts = key.split(".")
+        if not ours & {".".join(parts[: num_parts + 1]) for num_parts in range(len(parts))}:
+            kind = "weights at an address" if parts[-1] == "weights" else "an address"
+            asked = "they are fetched" if parts[-1] == "weights" else "it is asked"
             raise InputError(
-                f"the manifest of this run names weights at an address, {weights}: they are fetched only if you say "
-                f"so, by {key}.weights=... among the settings; or {_SAY_WHICH}"
+                f"the manifest of this run names {kind}, {redacted(address)}: {asked} only if you say so, by "
+                f"{key}=... among the settings; or {_SAY_WHICH}"
             )
     return config

@@ -15,6 +15,9 @@ from fmwsss.jobs.config.prompts import ClassificationPrompts, SegmentationPrompt
 from fmwsss.jobs.config.seeds import SeedSection
 from fmwsss.jobs.config.segmenter import SegmenterSection
 
+METHOD_VERSION = "method_version"  # of the code of a stage (`Stage.method_version`)
+FIRST_VERSION = 1  # of every stage when releases began to number them
+
 _SECTIONS: dict[str, type[Section]] = {
     "clip": ModelSection,
     "sam": ModelSection,
@@ -33,6 +36,8 @@ def renewed_inputs(stage: str, old: dict[str, Any], new: Mapping[str, Any]) -> d
         old: as they were written; JSON.
         new: as they are now; which options there are.
     """
+    if METHOD_VERSION in new:
+        old = {METHOD_VERSION: FIRST_VERSION, **old}
     sections = dict(_SECTIONS)
     sections["learn"] = ClassificationPrompts if stage.endswith("classification") else SegmentationPrompts
     if isinstance(old.get("dataset"), dict):

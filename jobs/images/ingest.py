@@ -69,7 +69,7 @@ def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
     if complete is None and rows is None and own.folder.child(STAGE).exists(INPUTS):
         # Begun by a release that kept no record: which image is in which of its shards is not known.
         own.do_again(STAGE, own.parts(STAGE))
-    started = begin_stage(run, stage.name, stage.settings(), [])
+    started = begin_stage(run, stage.name, stage.inputs(), [])
     if complete:
         return complete
     if rows is None:

@@ -121,7 +121,7 @@ def _make(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
     section: LearnSection = getattr(config.learn, which)
     feature_stage = stage_of(config, which) if section.cache else None
     receipts = upstream(run, stage.name, stage.reads)
-    started = begin_stage(run, stage.name, stage.settings(), receipts)
+    started = begin_stage(run, stage.name, stage.inputs(), receipts)
     if started.receipt:
         return started.receipt
     renewal = joint.renewal(config, run) if which == "segmentation" else None

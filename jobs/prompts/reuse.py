@@ -51,7 +51,7 @@ def take(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
     source = _source(config, which)
     data = read_prompts(config, which)
     receipts = upstream(run, stage.name, stage.reads)
-    started = begin_stage(run, stage.name, stage.settings(), receipts)
+    started = begin_stage(run, stage.name, stage.inputs(), receipts)
     if started.receipt:
         return started.receipt
     check(config.clip.spec(), config.resolve_vocabulary(), data, f"{source.url}/{PROMPTS_FILE}")

@@ -126,7 +126,7 @@ def _train_round(config: RunConfig, stage: Stage, run: Run, section: SegmenterSe
 
     labels = labels_of_round(number)
     images, seeds = upstream(run, stage.name, stage.reads)
-    settings, plan = stage.settings(), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
+    settings, plan = stage.inputs(), plan_training(config.cluster.train_workers, config.cluster.max_gpus)
     started = begin_stage(run, stage.name, settings, [images, seeds])
     if started.receipt:
         return started.receipt

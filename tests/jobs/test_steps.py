@@ -186,3 +186,17 @@ def test_the_advice_of_changed_inputs_is_accepted(
     receipt = Run(Folder(f"{tmp_path}/run")).receipt(BRIGHTNESS)
     assert receipt is not None
     assert receipt.inputs["scale"] == 1
+
+
+def test_a_command_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path / "run")))
+    config = load_config(DEMO, [f"run={run.folder.url}"])
+    stages = {stage.name: stage for stage in steps.stages_of(steps.pin_models(config)[0])}
+    run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": list(stages)})
+    for name in ("images", "superpixels"):
+        run.begin(name, {**stages[name].inputs(), "reads": {}})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
+    other = load_config(DEMO, [f"run={run.folder.url}", "propose.points_per_side=9", "random_seed=7"])
+    with pytest.raises(ChangedInputs, match=r"propose.points_per_side: \d+ -> 9; .* --from superpixels`$"):
+        steps.run(other)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before
