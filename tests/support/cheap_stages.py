@@ -3,15 +3,26 @@
 Everything around the models is the real thing (ingest, decoding, operators of superpixels and seeds, ledger, lock, Ray
 Data); the replicas are actors that sleep and always find the same. So a run takes seconds, and every stage of it can be
 hit. benchmarks/chaos.py does the same with models.
+
+CHEAP_CLOCK_FILE: of the seconds by which the clock is wrong that numbers a driver's claims; it may change at any time.
+CHEAP_WEIGHTS_FILE: a file on whose content superpixels depend, as on the weights of a model.
+CHEAP_SETTING: a setting on which superpixels depend.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from benchmarks.scaling import AS_FOUND, IdleClip, IdleSam
 from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.shard_pipeline import Operator
+from fmwsss.cluster.storage import driver_lock
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Receipt, Run
@@ -35,6 +46,9 @@ SETTINGS = [f"dataset.num_images={NUM_IMAGES}", f"shard_rows={SHARD_ROWS}"]
 
 def main() -> None:
     url, address, *stages = sys.argv[1:]
+    if path := os.environ.get("CHEAP_CLOCK_FILE"):
+        wrong = {"time": lambda: time.time() + float(Path(path).read_text() or 0)}
+        driver_lock.time = SimpleNamespace(**{**vars(time), **wrong})  # type: ignore[assignment]
     config = load_config(DEMO, [f"run={url}", *SETTINGS])
     run = Run(Folder(url))
     with _told_in_lines():
@@ -47,11 +61,20 @@ def main() -> None:
                     do(config, run, stage)
 
 
+def settings_of(stage: str) -> dict[str, Any]:
+    if stage != "superpixels":
+        return {}
+    found: dict[str, Any] = {"setting": os.environ.get("CHEAP_SETTING", "")}
+    if path := os.environ.get("CHEAP_WEIGHTS_FILE"):
+        found["sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return found
+
+
 def do(config: RunConfig, run: Run, stage: str) -> Receipt:
     if stage == "images":
         return ingest.run(config, run)
     receipts = [receipt for name in STAGES[: STAGES.index(stage)] if (receipt := run.receipt(name))]
-    started = begin_stage(run, stage, {}, receipts)
+    started = begin_stage(run, stage, settings_of(stage), receipts)
     if started.receipt:
         return started.receipt
     decode = Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=0.5)

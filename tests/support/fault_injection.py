@@ -51,6 +51,20 @@ class ThreeNodes:
         self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
         self.nodes.append(self.cluster.add_node(num_cpus=2))
 
+    def stall(self, index: int, seconds: float) -> None:
+        """The processes of a node stand still for a while; if it is given up meanwhile, there is another one."""
+        raylet = self.nodes[index].all_processes["raylet"][0].process
+        stopped = [raylet.pid, *(pid for pid, _, parent in self._workers() if parent == raylet.pid)]
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                time.sleep(seconds)
+        time.sleep(1.0)
+        if raylet.poll() is not None:
+            self.kill_node(index)
+
     def kill_busy_node(self) -> str | None:
         """As `kill_node`, of a node where something is done; returns the name of a worker there, None if all idle."""
         raylets = {node: node.all_processes["raylet"][0].process.pid for node in self.nodes}
