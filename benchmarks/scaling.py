@@ -106,7 +106,8 @@ class IdleClip:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="20,000 small images under a fixed object store")
-    parser.add_argument("--images", type=int, default=480, help="images a node in the first part")
+    parser.add_argument("--overhead", action="store_true", help="the second part alone")
+    parser.add_argument("--images", type=int, default=480, help="images a node in the first part; all with --overhead")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -116,6 +117,12 @@ def main() -> None:
         if arguments.memory:
             measured = memory(Path(name), 20_000)
             show(measured["rows"], f"20,000 images, object store of {OBJECT_STORE_BYTES // 10**6} MB; peaks so far")
+            write_json(arguments.json, measured)
+            return
+        if arguments.overhead:
+            with local_ray():
+                measured = overheads(Path(name), arguments.images)
+            show([measured], f"ms an image beside the model, {arguments.images} images")
             write_json(arguments.json, measured)
             return
         busy = {num_nodes: busy_share(Path(name), num_nodes, arguments.images) for num_nodes in (1, 2, 4)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -142,6 +143,32 @@ def test_what_a_machine_lacks_at_the_start_is_one_line(environment: dict[str, st
     assert result.returncode == 2, result.stderr
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONOPTIMIZE": "2"},
+        {"HOME": "{tmp}/no/home", "XDG_CACHE_HOME": ""},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": ""},
+        {"LC_ALL": "C"},
+        {"TMPDIR": "{tmp}/" + "long" * 25},
+    ],
+    ids=["optimised", "no home", "home that can't be made", "C locale", "long TMPDIR"],
+)
+def test_a_run_works_or_says_in_one_line_what_the_machine_lacks(environment: dict[str, str], tmp_path: Path) -> None:
+    told = {key: value.replace("{tmp}", str(tmp_path)) for key, value in environment.items()}
+    (tmp_path / ("long" * 25)).mkdir()
+    words = ["run", DEMO, f"run={tmp_path}/run", "dataset.num_images=2", "propose.points_per_side=4"]
+    # Ray takes TMPDIR where it has no folder of its own.
+    own = "import os; os.environ.pop('RAY_TMPDIR', None)" if "TMPDIR" in told else ""
+    result = program(own, *words, "--only", "images", "--only", "superpixels", RAY_ADDRESS="local", **told)
+    if result.returncode == 0:
+        receipt = json.loads((tmp_path / "run/superpixels/_receipt.json").read_text())
+        assert (receipt["num_rows"], receipt["num_failures"]) == (2, 0)
+    else:
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+        assert result.stderr.startswith("fmwsss: ")
 
 
 def test_out_of_memory_is_told_and_nothing_else() -> None:
