@@ -241,8 +241,7 @@ def demand_unchanged(stages: Sequence[Stage], run: Run) -> None:
     """
     for stage in stages:
         own, local = run.within(stage.name)
-        # What refreshes itself may find its settings changed, and go on.
-        if not stage.report and not stage.refresh and own.folder.child(local).exists(INPUTS):
+        if not stage.report and own.folder.child(local).exists(INPUTS):
             own.demand_settings(local, stage.inputs(), renewed_inputs, stage.name)
 
 
