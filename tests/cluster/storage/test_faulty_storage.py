@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,7 +40,9 @@ def start(run: Run) -> None:
 
 
 def content(run: Run) -> dict[str, bytes]:
-    return {name: run.folder.read(name) for name in run.folder.list()}
+    """Every file, but for the tokens by which starts of a stage are told apart."""
+    token = re.compile(rb'("_?attempt": )"[0-9a-f]{32}"')
+    return {name: token.sub(rb'\1"-"', run.folder.read(name)) for name in run.folder.list()}
 
 
 @pytest.fixture(scope="module")
