@@ -463,12 +463,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with _told_in_lines():
             _demand_utf8()
+            _demand_docstrings()
             app(arguments, prog_name="fmwsss")
     except Exception:
         # Not `sys.excepthook`: Typer puts its own there.
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         print(f"fmwsss: {A_BUG}", file=sys.stderr)
         sys.exit(1)
+
+
+def _demand_docstrings() -> None:
+    """Ray Data reads its own, and can't be imported without."""
+    if sys.flags.optimize > 1:
+        raise InputError("Ray does not run without docstrings: unset PYTHONOPTIMIZE, or set it to 1")
 
 
 def _demand_utf8() -> None:

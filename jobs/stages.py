@@ -236,6 +236,10 @@ def make_stage(
 def demand_unchanged(stages: Sequence[Stage], run: Run) -> None:
     """Refuses, before anything is written, what the begin of one of these stages would refuse.
 
+    Args:
+        stages: of the run, those that would be run.
+        run: where they were begun, if they were.
+
     Raises:
         ChangedInputs: one was begun with other settings.
     """

@@ -313,6 +313,11 @@ class Folder:
 
         In one step on a disk with locks and in a store with If-Match; another takes it as two, and who wrote last is
         found by reading again.
+
+        Args:
+            name: of the file.
+            old: what it must hold.
+            new: what it holds then.
         """
         path = self._at(name)
         self._demand_leave()

@@ -141,6 +141,10 @@ class Run:
     def demand_settings(self, stage: str, inputs: Mapping[str, Any], renewed: Renewal, advised: str) -> None:
         """Of a stage that was begun: refuse what `begin` would, as far as it can be known before what it reads is made.
 
+        Args:
+            stage: its full name.
+            inputs: as `begin` takes them; so are `renewed` and `advised`.
+
         Raises:
             ChangedInputs: the stage was begun with other inputs.
         """

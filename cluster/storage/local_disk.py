@@ -152,7 +152,13 @@ def copy_local(source: str, path: str) -> None:
 
 
 def swap_local(path: str, old: bytes, new: bytes) -> bool:
-    """Replaces a file by other bytes if it has the old ones, one process of a machine at a time; whether it did."""
+    """Replaces a file by other bytes if it has the old ones, one process of a machine at a time; whether it did.
+
+    Args:
+        path: of the file.
+        old: what it must hold.
+        new: what it holds then.
+    """
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # not every file system has locks; then it is two steps
