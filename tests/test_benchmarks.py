@@ -68,7 +68,7 @@ def test_tables_are_made_and_gone_on_with(tmp_path: Path):
 def test_the_gpu_hour_runs_without_a_card(tmp_path: Path):
     """Every stage on the CPU, in sizes of seconds: a stage that has rotted fails here and not on a card."""
     command = [sys.executable, "-m", "benchmarks.gpu_hour", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
-    stages = ["env", "sam", "prompts", "maps", "segmenter", "replicas", "faults"]
+    stages = ["env", "sam", "prompts", "maps", "segmenter", "replicas", "faults", "encoder"]
     command += ["--budget-s", "800", "--limit-factor", "5", "--only", *stages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + (tmp_path / "log.txt").read_text()[-2000:]

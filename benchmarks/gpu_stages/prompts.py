@@ -17,7 +17,7 @@ CACHES: tuple[Cache, ...] = ("none", "input", "product")
 def run(hour: Hour) -> None:
     """ViT-B/16, VOC's 45 prompts, batch 16 at 224 pixels."""
     batch = 2 if hour.tiny else 16
-    for precision in ("float32", "tf32", "bfloat16"):
+    for precision in ("float32",) if hour.tiny else ("float32", "tf32", "bfloat16"):
         precision_context(precision, hour.device)
         problem = Problem(batch, hour.device, "bfloat16" if precision == "bfloat16" else "float32")
         with problem.autocast():
@@ -63,11 +63,15 @@ def _equal(hour: Hour) -> None:
             plain, own = here.ours("none")
             for _ in range(2):
                 loss, gradient = here.ours("none", is_replayed=True)
-        if not (torch.allclose(loss, plain) and torch.allclose(gradient, own, rtol=1e-4, atol=1e-7)):
-            raise AssertionError(f"a replayed step in {precision} is not the plain one: {loss} and {plain}")
+        most = 1e-4 if precision == "float32" else 2e-2
+        of_replay = float((gradient - own).norm() / own.norm())
+        if not (torch.allclose(loss, plain, rtol=most) and of_replay < most):
+            raise AssertionError(
+                f"a replayed step in {precision} is not the plain one: its gradient is {of_replay:.1e} off"
+            )
         error = float((loss.cpu() - expected_loss).abs() / expected_loss.abs())
         of_gradient = float((gradient.cpu().float() - expected).norm() / expected.norm())
-        hour.tell("prompt step on the CPU", precision=precision, loss_error=error, gradient_error=of_gradient)
-        most = 1e-4 if precision == "float32" else 2e-2
+        errors = {"loss_error": error, "gradient_error": of_gradient, "replay_error": of_replay}
+        hour.tell("prompt step on the CPU", precision=precision, **errors)
         if not error < most:
             raise AssertionError(f"loss differs by {error:.1e} from the CPU's in {precision}; {most:.0e} is allowed")
