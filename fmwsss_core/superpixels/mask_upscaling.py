@@ -155,14 +155,14 @@ def _decided(
     thresholds: list[float],
 ) -> Bool[Tensor, " masks"]:
     """Whether no pixel of a mask is near a threshold, the error measured by the logits that this pixel reads."""
-    near = [(enlarged - threshold).abs_() < error[:, None, None] for threshold in thresholds]
-    which, mask, column, row = torch.stack(near).nonzero(as_tuple=True)
+    distances = torch.stack([(enlarged - threshold).abs_() for threshold in thresholds])
+    which, mask, column, row = (distances < error[:, None, None]).nonzero(as_tuple=True)
     # What a pixel reads, (pixels, taps down, taps across), in one go: a GPU takes longer to be asked than to compute.
     down, across = torch.stack(rows.index, 1)[row], torch.stack(columns.index, 1)[column]
     read = logits[mask[:, None, None], down[:, :, None], across[:, None, :]].abs_()
     weight_down, weight_across = torch.cat(rows.weight, 1)[row], torch.cat(columns.weight, 1)[column]
     size = (weight_down[:, :, None] * weight_across[:, None, :] * read).sum(dim=(1, 2))
-    distance = (enlarged[mask, column, row] - torch.tensor(thresholds).to(logits)[which]).abs_()
+    distance = distances[which, mask, column, row]
     num_undecided = torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
     return num_undecided.index_add_(0, mask, (distance < _RELATIVE_ERROR * size).int()) == 0
 

@@ -338,4 +338,4 @@ def _passing(masks: DecodedMasks, enlarger: Enlarger, settings: ProposalSettings
     if settings.stability_threshold > 0:
         passed = passed & (stability >= settings.stability_threshold)
     found = _Candidates(masks.logits, masks.level, masks.predicted_iou, stability, measured.boxes)
-    return found.select(passed)
+    return found.select(passed.nonzero()[:, 0])  # one wait for the card instead of one for each tensor
