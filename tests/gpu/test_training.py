@@ -17,10 +17,6 @@ from fmwsss.core.segmenter.mask_criterion import (
 )
 from fmwsss.core.toy.models import toy_clip
 from fmwsss.core.toy.world import TOY
-from fmwsss.jobs.config.prompts import SegmentationPrompts
-from fmwsss.jobs.prompts.batches import Batch
-from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
-from fmwsss.jobs.training.prefetch import pinned, sent
 from tests.support.card import Card
 
 BATCH, LAYERS, QUERIES, CLASSES = 16, 10, 50, 21
@@ -62,6 +58,12 @@ def test_a_batch_of_segmentations_is_asked_for_together(card: Card):
 
 
 def test_a_step_of_prompts_waits_for_nothing(card: Card):
+    pytest.importorskip("pydantic")  # a machine with a card may lack it
+    from fmwsss.jobs.config.prompts import SegmentationPrompts
+    from fmwsss.jobs.prompts.batches import Batch
+    from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
+    from fmwsss.jobs.training.prefetch import pinned
+
     section = SegmentationPrompts(classification_weight=1.0, cam_weight=1.0, precision="float32")
     generator = torch.Generator().manual_seed(0)
     side = section.augment.crop_px
@@ -86,6 +88,10 @@ def test_a_step_of_prompts_waits_for_nothing(card: Card):
 
 
 def test_a_batch_is_on_the_device_whole(card: Card):
+    pytest.importorskip("pydantic")
+    from fmwsss.jobs.prompts.batches import Batch
+    from fmwsss.jobs.training.prefetch import sent
+
     batch = Batch(None, (torch.ones(2, 3), torch.zeros(2)), torch.ones(2, 1, dtype=torch.bool), None)
     there = sent(batch, card.device)
     assert {each.device.type for each in (*there.features, there.present)} == {"cuda"}
