@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 from PIL import Image
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.cluster_utils import Cluster
 
 from benchmarks.table import show, write_json
+from fmwsss.cluster.execution.ray_compat import object_store_bytes
 from fmwsss.cluster.execution.rows import map_rows, start_rows, write_block
 from fmwsss.cluster.execution.session import quiet_ray_data
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
@@ -337,8 +337,8 @@ def memory(folder: Path, num_images: int) -> dict[str, Any]:
 
 def _object_store() -> dict[str, float]:
     """What went through the object store since Ray started, and what of it had to go to disk."""
-    stats = get_memory_info_reply(get_state_from_address()).store_stats
-    return {"passed_mib": stats.cumulative_created_bytes / 2**20, "spilled_mib": stats.spilled_bytes_total / 2**20}
+    passed_bytes, spilled_bytes = object_store_bytes()
+    return {"passed_mib": passed_bytes / 2**20, "spilled_mib": spilled_bytes / 2**20}
 
 
 @contextlib.contextmanager

@@ -119,6 +119,20 @@ def read_note(key: str) -> bytes | None:
     return internal_kv._internal_kv_get(key)
 
 
+def object_store_bytes() -> tuple[int, int]:
+    """Bytes that went through the object store since Ray started, and those of them that had to go to disk.
+
+    Raises:
+        RuntimeError: this Ray does not tell.
+    """
+    try:
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+    except ImportError:
+        raise RuntimeError(f"Ray {ray.__version__} does not tell what went through its object store") from None
+    stats = get_memory_info_reply(get_state_from_address()).store_stats
+    return stats.cumulative_created_bytes, stats.spilled_bytes_total
+
+
 def torch_trainer(controllers: list[Any]) -> type[Any]:
     """Ray Train's `TorchTrainer`, leaving SIGINT to its owner: its own handler would stay after the training.
 

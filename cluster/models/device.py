@@ -18,9 +18,9 @@ def _is_worker_without_gpu() -> bool:
         return False
     import ray
 
-    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
-        return False
-    return not ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    from fmwsss.cluster.execution.ray_compat import is_worker
+
+    return is_worker() and not ray.get_runtime_context().get_accelerator_ids().get("GPU")
 
 
 def uses_bfloat16(precision: str | None, device_type: str) -> bool:
