@@ -169,7 +169,13 @@ def maps_row(size: Mapping[str, Any], classes: Sequence[str], maps: ClassMaps) -
 
 
 def looks_row(size: Mapping[str, Any], classes: Sequence[str], maps: ClassMaps) -> dict[str, Any]:
-    """The row of LOOKS_PAYLOAD that holds the maps of one image and what CLIP says of its patches; as `maps_row`."""
+    """The row of LOOKS_PAYLOAD that holds the maps of one image and what CLIP says of its patches; as `maps_row`.
+
+    Args:
+        size: as `maps_row` takes it.
+        classes: names, one for each map.
+        maps: with `looks`.
+    """
     assert maps.looks is not None
     rows, columns, width = maps.looks.shape
     looks = features_to_bytes(maps.looks.reshape(rows * columns, width))
@@ -326,7 +332,12 @@ def features_from_bytes(data: bytes, *shapes: tuple[int, int]) -> list[Float[np.
 
 
 def features_of(data: bytes, num_rows: int) -> Float[np.ndarray, "{num_rows} _"]:
-    """The one float32 array of so many rows that `features_to_bytes` wrote; its width follows from its size."""
+    """The one float32 array of so many rows that `features_to_bytes` wrote; its width follows from its size.
+
+    Args:
+        data: the bytes.
+        num_rows: of the array; none of it if 0.
+    """
     if num_rows == 0:
         return np.zeros((0, 0), np.float32)
     (array,) = features_from_bytes(data, (num_rows, (len(data) - 4) // (2 * num_rows)))

@@ -29,7 +29,15 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads arrays in Python's own containers, and refuses everything else before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The one way in which a pickle reaches code."""
+        """The one way in which a pickle reaches code.
+
+        Args:
+            module: that the file names.
+            name: of what it wants of it.
+
+        Raises:
+            pickle.UnpicklingError: it is no part of an array.
+        """
         try:
             return _ARRAY_GLOBALS[module, name]
         except KeyError:

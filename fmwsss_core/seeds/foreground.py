@@ -77,7 +77,16 @@ class FoldModels:
         features: Float[np.ndarray, "superpixels features"],
         margins: Float[np.ndarray, " superpixels"],
     ) -> Float64[np.ndarray, " superpixels"]:
-        """See `ForegroundModel.decide`, of the model of the image's fold."""
+        """See `ForegroundModel.decide`, of the model of the image's fold.
+
+        Args:
+            image_id: decides the fold.
+            features: of the image's superpixels.
+            margins: of the maps, for each superpixel.
+
+        Returns:
+            As there.
+        """
         (fold,) = fold_of([image_id], len(self.models))
         return self.models[fold].decide(features, margins) if self.is_fitted[fold] else margins.astype(np.float64)
 
@@ -212,7 +221,12 @@ def fit_folds(
 
 
 def fold_of(image_ids: Sequence[str], num_folds: int = NUM_FOLDS) -> Int[np.ndarray, " images"]:
-    """The fold of each image: by its id alone, so that neither shards nor other images have a part in it."""
+    """The fold of each image: by its id alone, so that neither shards nor other images have a part in it.
+
+    Args:
+        image_ids: of the images.
+        num_folds: of which each gets one, from 0.
+    """
     digests = [hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids]
     return np.array([int.from_bytes(digest, "big") % num_folds for digest in digests], dtype=np.int64)
 
