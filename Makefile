@@ -8,7 +8,7 @@ TEST_READY := $(VENV)/.installed-test
 demo: $(READY)
 	$(VENV)/bin/fmwsss run configs/demo.yaml
 
-# Every kind of test once: equations, a whole run, a cluster of three nodes, an S3 server. About 25 minutes on 2 quiet cores.
+# Every kind of test once: equations, a whole run, a cluster of three nodes, an S3 server.
 test: $(TEST_READY)
 	$(VENV)/bin/python -m pytest
 

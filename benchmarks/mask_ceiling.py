@@ -4,10 +4,9 @@
         [--grids 8 16 32 32+1] [--predicted-iou .7] [--stability .8] [--occupation .3] [--device cuda]
         [--out FOLDER] [--json FILE]
 
-`16+1` is a grid of 16 x 16 points with one layer of crops, `8f32` one of 8 x 8 whose gaps a grid of 32 x 32 fills.
-Ground truth are label PNGs with the names of the images; it names superpixels and chooses nothing. `points` are prompts
-decoded an image, `ms_network` is the time of encoder, decoder and box suppression on the device; what follows runs in
-processes beside it. With --out the superpixels of every grid are written as Parquet.
+`16+1` is a grid of 16 x 16 points with one layer of crops. Ground truth are label PNGs with the names of the images; it
+names superpixels and chooses nothing. `ms_network` is the time of encoder, decoder and box suppression on the device;
+what follows runs in processes beside it. With --out the superpixels of every grid are written as Parquet.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 
 
 def settings_of(grid: str, predicted_iou: float, stability: float, occupation: float | None = 0.3) -> ProposalSettings:
-    """`16+1`: 16 points a side, one layer of crops; `8f32`: 8, and 32 a side in the gaps."""
+    """`16+1`: 16 points a side, one layer of crops."""
     points, _, crops = grid.partition("+")
-    points, _, fill = points.partition("f")
     return ProposalSettings(
-        points_per_side=int(points),
-        fill_points_per_side=int(fill) if fill else None,
-        crop_layers=int(crops or 0),
-        predicted_iou_threshold=predicted_iou,
-        stability_threshold=stability,
-        occupation_threshold=occupation,
-    )
+        points_per_side=int(points), crop_layers=int(crops or 0), predicted_iou_threshold=predicted_iou,
+        stability_threshold=stability, occupation_threshold=occupation,
+    )  # fmt: skip
+
+
+def points_of(settings: ProposalSettings) -> int:
+    """Prompts an image, over all crops."""
+    return sum(4**layer * settings.points_in_layer(layer) ** 2 for layer in range(settings.crop_layers + 1))
 
 
 def finished(
@@ -67,17 +66,8 @@ def measure(
     import torch
 
     from fmwsss.core.superpixels.sam import detect
-    from fmwsss.core.superpixels.sam_mask_decoder import PointDecoder
 
-    times_ms, waiting, num_points = [], [], 0
-    decode = PointDecoder.__call__
-
-    def counting(self: PointDecoder, points: Any, passes: Any) -> Any:
-        nonlocal num_points
-        num_points += len(points)
-        return decode(self, points, passes)
-
-    PointDecoder.__call__ = counting
+    times_ms, waiting = [], []
     for path in paths:
         image = np.array(Image.open(path).convert("RGB"))
         began_s = time.perf_counter()
@@ -87,14 +77,12 @@ def measure(
         times_ms.append(1000 * (time.perf_counter() - began_s))
         own = truth / f"{path.stem}.png" if truth and path.stem in judged else None
         waiting.append(pool.submit(finished, path.stem, found, settings, own, num_classes))
-    PointDecoder.__call__ = decode
     done = [task.result() for task in waiting]
     rows, matrices = [row for row, _ in done], [matrix for _, matrix in done if matrix is not None]
     return {
         "points_per_side": settings.points_per_side,
         "crop_layers": settings.crop_layers,
-        "points": num_points / len(paths),
-        "fill_points_per_side": settings.fill_points_per_side,
+        "points": points_of(settings),
         "predicted_iou": settings.predicted_iou_threshold,
         "stability": settings.stability_threshold,
         "occupation": settings.occupation_threshold,

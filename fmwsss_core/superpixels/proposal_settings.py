@@ -16,8 +16,6 @@ class ProposalSettings:
 
     Attributes:
         points_per_side: points of a side of the square grid that prompts SAM on the whole image (M5.1).
-        fill_points_per_side: points of a side of a finer grid; those that lie in no mask which the first grid gave are
-            prompts too; None = there is no such grid.
         points_per_batch: prompts decoded at once; None = what suits the device (few on a CPU, whose caches decide;
             as many as its free memory carries on a GPU). Halved and tried again where memory runs out.
         precision: of the image encoder's matrix products; the decoder and all thresholds are float32 whatever it is.
@@ -36,7 +34,6 @@ class ProposalSettings:
     """
 
     points_per_side: int = 32
-    fill_points_per_side: int | None = None
     points_per_batch: int | None = None
     precision: Precision = "float32"
     compiled: bool = False
@@ -56,11 +53,6 @@ class ProposalSettings:
         for name in ("points_per_side", "crop_downscale"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.fill_points_per_side is not None and self.fill_points_per_side <= self.points_per_side:
-            raise InputError(
-                f"fill_points_per_side must be above points_per_side {self.points_per_side}, or None, "
-                f"got {self.fill_points_per_side}."
-            )
         if self.points_per_batch is not None and self.points_per_batch < 1:
             raise InputError(f"points_per_batch must be at least 1, or None, got {self.points_per_batch}.")
         for name in ("stability_offset", "crop_layers", "min_region_area_px", "whole_bonus", "whole_priority"):

@@ -281,10 +281,7 @@ def pack_bits(bits: Bool[Tensor, "rows bits"]) -> UInt8[Tensor, "rows bytes"]:
 def _decode(
     sam: Sam, encoded: EncodedImage, points: Float[Tensor, "points 2"], settings: ProposalSettings, batch: FittingBatch
 ) -> Iterator[DecodedMasks]:
-    """The masks of all points whose predicted IoU passed, in batches; without those that have none.
-
-    With `fill_points_per_side`, points of the finer grid follow where no mask of the coarser one is.
-    """
+    """The masks of all points whose predicted IoU passed, in batches; without those that have none."""
     wholes = (torch.arange(NUM_LEVELS, device=points.device) == WHOLE) * settings.whole_bonus
 
     def passes(predicted_iou: Tensor) -> Tensor:
@@ -293,32 +290,9 @@ def _decode(
         return predicted_iou + wholes > settings.predicted_iou_threshold
 
     decoder = PointDecoder(sam, encoded.features)
-    covered: Tensor | None = None
     for decoded in batch.run(lambda some: decoder(some, passes), points):
         if len(decoded.level) > 0:
-            if settings.fill_points_per_side:
-                own = _covered(decoded.logits, sam.mask_threshold, settings)
-                covered = own if covered is None else covered | own
             yield decoded
-    if not settings.fill_points_per_side:
-        return
-    more = _grid(encoded, settings.fill_points_per_side, points.device)
-    if covered is not None:
-        low = torch.tensor(covered.shape[::-1], device=points.device)
-        column, row = (more * low / sam.image_encoder.img_size).long().T
-        more = more[~covered[row, column]]
-    for decoded in batch.run(lambda some: decoder(some, passes), more):
-        if len(decoded.level) > 0:
-            yield decoded
-
-
-def _covered(
-    logits: Float[Tensor, "masks low_height low_width"], threshold: float, settings: ProposalSettings
-) -> Bool[Tensor, "low_height low_width"]:
-    """Where any mask is whose stability, on the decoder's own grid, suffices."""
-    above, below = ((logits > threshold + sign * settings.stability_offset).flatten(1).sum(dim=1) for sign in (1, -1))
-    is_stable = above >= settings.stability_threshold * below
-    return ((logits > threshold) & is_stable[:, None, None]).any(dim=0)
 
 
 def _automatic_batch(features: Float[Tensor, "1 channels height width"]) -> int:

@@ -81,7 +81,6 @@ class ProposeSection(Section):
     """SAM's automatic masks with the three changes of the paper (M5.1)."""
 
     points_per_side: Count = setting(ProposalSettings, "points_per_side")
-    fill_points_per_side: Count | None = setting(ProposalSettings, "fill_points_per_side")
     points_per_batch: Count | None = setting(ProposalSettings, "points_per_batch")
     precision: Literal["float32", "bfloat16", "float16"] = setting(ProposalSettings, "precision")
     compiled: bool = setting(ProposalSettings, "compiled")

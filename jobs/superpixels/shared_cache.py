@@ -30,8 +30,6 @@ from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 VERSION = 2  # 1: half precision was of SAM's decoder too
 # How the work is divided does not change what comes out beyond the last bits of a sum.
 _WITHOUT_EFFECT = ("points_per_batch",)
-# Settings that came after the first release, with the values that mean what there was before: not in the name then.
-_CAME_LATER: dict[str, Any] = {"fill_points_per_side": None}
 _NUM_THREADS = 8
 
 
@@ -57,11 +55,7 @@ class SharedSuperpixels:
         Returns:
             A folder in it.
         """
-        words = {
-            name: value
-            for name, value in asdict(settings).items()
-            if name not in _WITHOUT_EFFECT and not (name in _CAME_LATER and value == _CAME_LATER[name])
-        }
+        words = {name: value for name, value in asdict(settings).items() if name not in _WITHOUT_EFFECT}
         content = json.dumps([VERSION, sam_sha256, words], sort_keys=True)
         return cls(Folder(url).child(hashlib.sha256(content.encode()).hexdigest()[:32]))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,7 @@ from fmwsss.core.schemas import DETECTIONS_PAYLOAD, detections_from_row, detecti
 from fmwsss.core.superpixels.masks import Superpixels, intersections
 from fmwsss.core.superpixels.postprocess import finish
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
-from fmwsss.core.superpixels.sam import decode_crops, detect, pack_bits, propose
-from fmwsss.core.superpixels.sam_mask_decoder import DecodedMasks, PointDecoder
+from fmwsss.core.superpixels.sam import detect, pack_bits, propose
 from fmwsss.core.superpixels.small_regions import clean_superpixels
 from fmwsss.core.toy.models import toy_sam
 from fmwsss.core.toy.world import draw_scene
@@ -342,34 +340,3 @@ def test_masks_on_their_way_to_another_worker_lose_nothing(sam: Sam):
     (row,) = table.to_pylist()
     assert finish(detections_from_row(row), settings).rle == propose(sam, image, settings).rle
     assert len({len(bits) for bits in detections.bits}) > 1  # masks of crops are as small as their crop
-
-
-def test_a_finer_grid_fills_the_gaps_of_the_first(monkeypatch: pytest.MonkeyPatch):
-    """Its prompts are the points in no stable mask of the first grid, found here point by point."""
-    image, sam = draw_scene(25).image, toy_sam()
-    coarse = ProposalSettings(points_per_side=2, predicted_iou_threshold=0.6, stability_threshold=0.95)
-    prompts: list[torch.Tensor] = []
-    decode = PointDecoder.__call__
-
-    def recording(self: PointDecoder, points: torch.Tensor, passes: Callable[..., torch.Tensor]) -> DecodedMasks:
-        prompts.append(points)
-        return decode(self, points, passes)
-
-    monkeypatch.setattr(PointDecoder, "__call__", recording)
-    (crop,) = decode_crops(sam, image, coarse)
-    logits = torch.cat([masks.logits for masks in crop.masks]).detach().numpy()
-    prompts.clear()
-    found = propose(sam, image, dataclasses.replace(coarse, fill_points_per_side=7))
-    asked = {tuple(point) for point in torch.cat(prompts).numpy().round(3).tolist()}
-
-    def grid(count: int) -> set[tuple[float, float]]:
-        # The scene is as wide as the encoder's input.
-        down, across = ([round((place + 0.5) * side / count, 3) for place in range(count)] for side in image.shape[:2])
-        return {(x, y) for x in across for y in down}
-
-    stable = [own for own in logits if (own > 1).sum() >= 0.95 * (own > -1).sum()]
-    low = logits.shape[1] / sam.image_encoder.img_size
-    gaps = {(x, y) for x, y in grid(7) if not any(own[int(y * low), int(x * low)] > 0 for own in stable)}
-    assert 0 < len(gaps) < 49
-    assert asked == grid(2) | gaps
-    assert len(found) >= len(propose(sam, image, coarse))
