@@ -33,7 +33,7 @@ def test_a_storage_without_its_package_names_the_extra(
     package: str, url: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    # `fsspec.registry` is also the name of a dictionary; those that were imported before are in the module's own.
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    # `fsspec.registry` is also the name of a view of this dictionary: of those that an earlier test imported.
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.partition(":")[0], raising=False)
     with pytest.raises(StorageError, match=rf"not installed; `pip install 'fmwsss\[{extra}\]'`, on every node"):
         Folder(url).read("x")
