@@ -14,6 +14,8 @@ import ray.data
 from ray.data._internal.execution import streaming_executor_state
 from ray.experimental import internal_kv
 
+from fmwsss.core.errors import InputError
+
 try:
     from ray.data._internal.execution.execution_callback import ExecutionCallback  # pyright: ignore[reportAssignmentType]
 except ImportError:  # then `DataContext` asks for no callbacks of this kind, and those below are never called
@@ -123,12 +125,12 @@ def object_store_bytes() -> tuple[int, int]:
     """Bytes that went through the object store since Ray started, and those of them that had to go to disk.
 
     Raises:
-        RuntimeError: this Ray does not tell.
+        InputError: this Ray does not tell.
     """
     try:
         from ray._private.internal_api import get_memory_info_reply, get_state_from_address
     except ImportError:
-        raise RuntimeError(f"Ray {ray.__version__} does not tell what went through its object store") from None
+        raise InputError(f"Ray {ray.__version__} does not tell what went through its object store") from None
     stats = get_memory_info_reply(get_state_from_address()).store_stats
     return stats.cumulative_created_bytes, stats.spilled_bytes_total
 

@@ -8,11 +8,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from fmwsss.cluster.storage.folder import Folder
 
@@ -36,7 +38,8 @@ class EventLog:
         # A file's usual name has the machine's name in it.
         self.name = f"{LOGS}/events.out.tfevents.{first:08d}"
         self._place = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._place.name)
+        # Not `SummaryWriter`: its thread writes while `save` reads, and the copy would end within an event.
+        self._writer = EventsWriter(f"{self._place.name}/events")
         self._saved_s = time.monotonic()
         self._gauges: dict[str, Gauge] = {}
 
@@ -48,10 +51,13 @@ class EventLog:
             values: by name.
         """
         for name, value in values.items():
-            self._writer.add_scalar(name, float(value), step)
+            self._add(step, summary.scalar(name, float(value)))
             self._measure(name, float(value))
         if time.monotonic() - self._saved_s > self.save_every_s:
             self.save()
+
+    def _add(self, step: int, of_step: Any) -> None:
+        self._writer.write_event(Event(summary=of_step, step=step, wall_time=time.time()))
 
     def _measure(self, name: str, value: float) -> None:
         if "ray" not in sys.modules:  # a worker has it; a training step is measured without
@@ -70,7 +76,7 @@ class EventLog:
             name: of the picture.
             pixels: RGB.
         """
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._add(step, summary.image(name, pixels, dataformats="HWC"))
 
     def save(self) -> None:
         """Copies everything until now into the folder."""
