@@ -81,6 +81,9 @@ def decode_image(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "heigh
 
     Returns:
         RGB pixels, upright, and the facts of the file.
+
+    Raises:
+        ImageError: it can't be decoded, is too large, or has floating-point pixels.
     """
     image = _open(data, max_pixels, MIN_SIDE_PX)
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)

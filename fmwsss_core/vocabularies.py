@@ -98,7 +98,11 @@ def custom_vocabulary(
 
 
 def vocabulary_named(name: str) -> Vocabulary:
-    """The vocabulary `voc12`, `coco14` or `toy`; ValueError for another name."""
+    """The vocabulary `voc12`, `coco14` or `toy`.
+
+    Raises:
+        InputError: there is no other.
+    """
     if name == "toy":
         from fmwsss.core.toy.world import TOY
 

@@ -50,7 +50,11 @@ class Vocabulary:
                 raise InputError(f"vocabulary {self.name!r} has {word!r} both as a class and as a background")
 
     def index(self, class_name: str) -> int:
-        """Class index (1-based) of a name; ValueError names the nearest known class."""
+        """Class index (1-based) of a name.
+
+        Raises:
+            InputError: it is no class; the nearest one is named.
+        """
         try:
             return self.classes.index(class_name) + 1
         except ValueError:

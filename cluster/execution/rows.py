@@ -74,6 +74,12 @@ def map_rows(
         function: row -> payload of the new row.
         payload: fields that the function returns.
         stage: name of the stage, for the failures table.
+
+    Returns:
+        A table of `carried(payload)`; images that had failed before come through as they are.
+
+    Raises:
+        Exception: whatever `function` raised that is a fault of the machine, not of the image.
     """
     rows = []
     for row in _one_by_one(block):

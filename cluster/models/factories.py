@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def find_factory(factory: str) -> Any:
-    """The function that `package.module:function` names."""
+    """The function that `package.module:function` names.
+
+    Raises:
+        ModelError: it can't be imported, or is no function.
+    """
     module_name, _, function_name = factory.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)

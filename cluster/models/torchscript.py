@@ -61,6 +61,14 @@ def read_torchscript(path: Path, with_values: bool) -> dict[str, Tensor]:
         storages: dict[str, Any] = {}
 
         def tensor(storage: tuple[str, str], offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+            """One tensor of the archive.
+
+            Args:
+                storage: name of its kind in torch, and its file in the archive.
+                offset: of its first number in the storage, in numbers.
+                size: length of each axis.
+                stride: numbers between neighbours along each axis.
+            """
             import torch
 
             kind, key = storage

@@ -140,7 +140,11 @@ def is_whole(place: Place) -> bool:
 
 
 def weights_cache() -> Path:
-    """The folder on this machine that keeps fetched weights, by their sha256."""
+    """The folder on this machine that keeps fetched weights, by their sha256.
+
+    Raises:
+        ModelError: the user has no home folder.
+    """
     cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     if cache.startswith("~"):
         raise ModelError("there is no home folder for the cache of weights: set HOME or XDG_CACHE_HOME")
@@ -215,7 +219,11 @@ def _verified(path: Path, spec: ModelSpec) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal. A process reads a file again where its size or times have changed."""
+    """The sha256 of a file, in hexadecimal. A process reads a file again where its size or times have changed.
+
+    Raises:
+        ModelError: it can't be read.
+    """
     try:
         about = path.stat()
         return _file_sha256(str(path), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)

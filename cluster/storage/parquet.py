@@ -53,7 +53,7 @@ def parse_table(data: bytes, name: str) -> pa.Table:
 
 
 def checked(call: Callable[[], T], path: str) -> T:
-    """What a call of Arrow on a file returns; raises DamagedFile where the file's bytes are to blame.
+    """What a call of Arrow on a file returns.
 
     Args:
         call: reads the file.
@@ -61,6 +61,10 @@ def checked(call: Callable[[], T], path: str) -> T:
 
     Returns:
         What the call returned.
+
+    Raises:
+        DamagedFile: the bytes of the file are to blame.
+        OSError: the store is.
     """
     try:
         return call()

@@ -51,6 +51,12 @@ def _changes(old: Any, new: Any) -> list[str]:
     was, now = _flat(old), _flat(new)
 
     def shown(values: dict[str, Any], key: str) -> str:
+        """The value of a key, for people.
+
+        Args:
+            values: of a stage's inputs.
+            key: one of `was` or `now`.
+        """
         return json.dumps(values[key], ensure_ascii=False) if key in values else "(not set)"
 
     return [

@@ -48,6 +48,12 @@ def mixed(parts: Sequence[ClassMaps], weights: Sequence[float]) -> ClassMaps:
     shape = max((part.cam.shape[1:] for part in parts), key=lambda shape: shape[0] * shape[1])
 
     def mean(of_parts: Sequence[np.ndarray], own: Sequence[float]) -> np.ndarray:
+        """The weighted mean of maps, on the grid of the largest.
+
+        Args:
+            of_parts: each (classes, its grid height, its grid width).
+            own: weight of each.
+        """
         maps = [weight * upsample(part, *shape) for part, weight in zip(of_parts, own, strict=True)]
         return np.sum(maps, axis=0) / np.float32(sum(own))
 

@@ -34,6 +34,9 @@ def show(run: Run, stage: str | None = None) -> None:
     Args:
         run: the run folder.
         stage: only of this stage, or of the stages in the folder of this name; None for all.
+
+    Raises:
+        InputError: there is no run, or it has no such stage.
     """
     rows = failures_of(run, stage)
     manifest = run.manifest()  # predictions, a run in a run, have none

@@ -100,6 +100,13 @@ def _vocabulary(classes: list[str], text: str) -> str:
 def look_at(images: str, labels: str | None) -> tuple[LabelledData, list[str]]:
     """What kind of dataset this is, and its classes in the order of the run file.
 
+    Args:
+        images: a folder, or whatever else holds the dataset: a root of VOC, a YAML file of YOLO, tars, Parquet files.
+        labels: table or json of labels; None looks for it.
+
+    Returns:
+        The section `dataset` of a run file; the names of the classes.
+
     Raises:
         DatasetError: nothing tells what the images show.
     """

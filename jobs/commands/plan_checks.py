@@ -30,7 +30,11 @@ NUM_EXAMPLES = 5  # of what is wrong, that are named
 
 
 def folder(run_folder: Folder) -> str:
-    """Writes, lists, reads and deletes one small file; tells how long a request takes."""
+    """Writes, lists, reads and deletes one small file; tells how long a request takes.
+
+    Raises:
+        InputError: what comes back is not what was written.
+    """
     run_folder.probe()
     is_new = run_folder.is_local and not Path(run_folder.url).exists()
     name = f"_plan/{uuid.uuid4().hex}"
@@ -74,7 +78,11 @@ def prompts(config: RunConfig, vocabulary: Vocabulary) -> str:
 
 
 def segmenter(config: RunConfig) -> str:
-    """Whether the engine is there, and the images that the segmenter will be judged on."""
+    """Whether the engine is there, and the images that the segmenter will be judged on.
+
+    Raises:
+        InputError: none of them can be used.
+    """
     section = config.segmenter
     assert section
     engine = train.choose_engine(section)
@@ -170,6 +178,9 @@ def pixels(config: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> 
 
     Returns:
         What was found, a line.
+
+    Raises:
+        InputError: none of the sample can be used.
     """
     usable = [source for source in sources if not source.problem]
     reading = reading_of(config)
@@ -213,6 +224,9 @@ def space(config: RunConfig, num_bytes: float) -> str:
 
     Returns:
         What was found, a line.
+
+    Raises:
+        InputError: there is less room than that.
     """
     folder = Folder(config.run)
     needed = f"{num_bytes / 2**30:.2f} GiB will be written"

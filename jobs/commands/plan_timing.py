@@ -74,7 +74,15 @@ def write_initial_prompts(spec: ModelSpec, vocabulary: Vocabulary, section: Lear
 
 
 def foreground_fit_s(num_thousands: int, num_threads: int) -> float:
-    """Seconds of fitting one model of foreground to so many thousand superpixels of noise."""
+    """Seconds of fitting one model of foreground to superpixels of noise.
+
+    Args:
+        num_thousands: of superpixels, each with NUM_FEATURES features.
+        num_threads: of torch.
+
+    Returns:
+        Seconds.
+    """
     use_threads(num_threads)
     generator = np.random.default_rng(0)
     features = generator.normal(size=(1000 * num_thousands, NUM_FEATURES)).astype(np.float32)

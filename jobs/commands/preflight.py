@@ -49,7 +49,14 @@ def look(config: RunConfig) -> None:
 
 
 def demand_writable(folder: Folder) -> None:
-    """Raises ValueError where nothing can be written."""
+    """Looks whether the run folder can be written.
+
+    Args:
+        folder: of the run, which may not be there yet.
+
+    Raises:
+        ValueError: nothing can be written to it.
+    """
     if not folder.is_local:
         folder.probe()
         return
@@ -63,7 +70,15 @@ def demand_writable(folder: Folder) -> None:
 
 
 def demand_weights(role: Role, spec: ModelSpec) -> None:
-    """Raises ModelError where weights that are named by a path are not there."""
+    """Looks whether weights that are named by a path are there; a known name or a URL is left to the fetching.
+
+    Args:
+        role: which model of the run file it is.
+        spec: of the model.
+
+    Raises:
+        ModelError: no file has that path.
+    """
     if find_place(spec, role) is not None:
         return  # it has a name by which it is fetched
     weights = spec.weights or ""
@@ -75,7 +90,15 @@ def demand_weights(role: Role, spec: ModelSpec) -> None:
 
 
 def demand_labels(listing: Listing, classes: tuple[str, ...]) -> None:
-    """Raises DatasetError where every image will fail."""
+    """Looks whether at least one image of a dataset can be used, with labels that are classes of the run.
+
+    Args:
+        listing: from a reader.
+        classes: of the run.
+
+    Raises:
+        DatasetError: every image would fail; the first one says why.
+    """
     names = ClassNames(classes)
     good = [
         own for own in listing.sources if not own.problem and (own.classes is None or all(map(names.find, own.classes)))
@@ -87,7 +110,15 @@ def demand_labels(listing: Listing, classes: tuple[str, ...]) -> None:
 
 
 def demand_space(folder: Folder, listing: Listing) -> None:
-    """Raises ValueError where a local disk has not even room for the images."""
+    """Looks whether a local disk has room for the images, which the run keeps a copy of.
+
+    Args:
+        folder: of the run; one in an object store is not asked.
+        listing: from a reader; images that are not on this machine count nothing.
+
+    Raises:
+        ValueError: the disk has fewer free bytes than the images have.
+    """
     if not folder.is_local:
         return
     files = {file_of(own.image_url) for own in listing.sources}

@@ -133,7 +133,16 @@ def _foreground(
 
 
 def text_of(config: RunConfig, clip: FrozenClip) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Text embeddings of classes and backgrounds, and which prompts they come from."""
+    """Text embeddings of classes and backgrounds, from the best prompts that the run has.
+
+    Args:
+        config: the run file; `seeds.fine.prompts` says whether learned ones are wanted.
+        clip: of the run.
+
+    Returns:
+        Embeddings of the classes and of the backgrounds, float32 of unit length, one row each; where they come from, in
+        words: learned ones of segmentation, else of classification, else hand-made.
+    """
     vocabulary, section = config.resolve_vocabulary(), config.seeds.fine
     for which in ("segmentation", "classification") if section.prompts == "learned" else ():
         folder = Folder(config.run).child(f"prompts/{which}")

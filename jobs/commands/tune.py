@@ -98,7 +98,15 @@ def measure(
 
 
 def run(config: RunConfig, count: int) -> list[str]:
-    """Lines for people: every candidate with its agreement, the best first, and the settings of that one."""
+    """Compares candidates of settings by how far each agrees with the others, without any ground truth.
+
+    Args:
+        config: the run file, whose run has superpixels.
+        count: of images that are looked at.
+
+    Returns:
+        Lines for people: every candidate with its agreement, the best first, and the settings of that one.
+    """
     torch.set_num_threads(config.cluster.num_threads)
     found = measure(config, count)
     lines = [f"{score:.3f}  {one.source}, scales {list(one.scales)}, alpha {one.alpha:g}" for one, score in found]

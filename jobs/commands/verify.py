@@ -45,6 +45,9 @@ def run_command(run: Run, is_mended: bool) -> bool:
     Args:
         run: the run folder.
         is_mended: whether what is damaged is made again by the next start.
+
+    Raises:
+        InputError: there is no run.
     """
     if run.manifest() is None:
         raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")

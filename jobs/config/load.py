@@ -67,12 +67,15 @@ def load_config(path: str, overrides: list[str] | None = None) -> RunConfig:
 
 
 def check_config(raw: Any, overrides: list[str] | None, path: str) -> RunConfig:
-    """The settings of a run file as it was read from `path`, with overrides laid over them; raises as `load_config`.
+    """The settings of a run file as it was read from `path`, with overrides laid over them.
 
     Args:
         raw: sections and keys.
         overrides: `key=value`, ...
         path: for the messages.
+
+    Raises:
+        ConfigError: a key or value is not what it may be; a line for each.
     """
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings")

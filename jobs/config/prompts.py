@@ -105,11 +105,14 @@ class LearnSection(Section):
         return min(1800, max(200, 25 * batches_per_epoch))
 
     def check_warmup(self, name: str, num_iterations: int) -> None:
-        """InputError if there is nothing but warm-up; `name` is the key of these settings below `learn`.
+        """Looks whether anything but warm-up is left to learn; `name` is the key of these settings below `learn`.
 
         Args:
             name: classification or segmentation.
             num_iterations: of the whole training.
+
+        Raises:
+            InputError: there is nothing but warm-up.
         """
         if self.warmup_iterations >= num_iterations:
             raise InputError(

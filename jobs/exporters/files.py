@@ -21,7 +21,12 @@ class FileBatch:
         self._files: dict[str, bytes] = {}
 
     def add(self, name: str, data: bytes) -> None:
-        """One file, which is written now or later."""
+        """One file, which is written now or later.
+
+        Args:
+            name: of the file in the folder.
+            data: its bytes.
+        """
         self._files[name] = data
         if len(self._files) >= BATCH_FILES or sum(map(len, self._files.values())) >= BATCH_BYTES:
             self.flush()
@@ -39,12 +44,24 @@ class JsonLists:
         self._files = {name: tempfile.TemporaryFile("w+b") for name in names}  # noqa: SIM115 - closed by `write`
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
-        """One record more."""
+        """One record more.
+
+        Args:
+            name: of the list.
+            record: what JSON can hold.
+        """
         file = self._files[name]
         file.write((b",\n" if file.tell() else b"") + json.dumps(record, ensure_ascii=False).encode())
 
     def write(self, folder: Folder, name: str, head: Mapping[str, Any], as_list: bool = False) -> None:
-        """Puts the lists together behind the keys of `head`, as one file; `as_list`: one list alone."""
+        """Puts the lists together behind the keys of `head`, as one file, and closes them.
+
+        Args:
+            folder: where the file goes.
+            name: of the file.
+            head: keys that stand before the lists.
+            as_list: write the one list alone, without keys.
+        """
         handle, path = tempfile.mkstemp(suffix=".json")
         try:
             with os.fdopen(handle, "wb") as whole:

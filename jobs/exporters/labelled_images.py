@@ -95,7 +95,17 @@ def stage_to_export(run: Run, of: str | None) -> tuple[Run, str, Receipt]:
 
 
 def labelled_images(run: Run, stage: str, receipt: Receipt, with_superpixels: bool) -> Iterator[LabelledImage]:
-    """The images of a stage in their order; a few parts are in memory at a time."""
+    """The images of a stage in their order; a few parts are in memory at a time.
+
+    Args:
+        run: the run folder.
+        stage: whose label maps they get, such as `seeds/fine`.
+        receipt: of the stage, with the names of its parts.
+        with_superpixels: read the superpixels too, where the run has them.
+
+    Yields:
+        Each image that has a row in the stage.
+    """
     with ThreadPoolExecutor(NUM_AHEAD) as pool:
         parts = iter(receipt.parts)
         waiting = [pool.submit(_read, run, stage, part, with_superpixels) for part in islice(parts, NUM_AHEAD)]

@@ -19,7 +19,20 @@ ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
 
 
 def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = ()) -> pa.Table:
-    """A block that names one part of `images/` in, its decoded images out. The truth column is never read here."""
+    """The images of one part of `images/`, decoded. The truth column is never read here.
+
+    Args:
+        block: of one row, which names the part.
+        run: the run folder.
+        stage: name of the stage that looks at them, for the failures table.
+        skip_sha256: images that are left out, by the sha256 of their bytes.
+
+    Returns:
+        Rows of DECODED_PAYLOAD; an image that can't be decoded is a failure among them.
+
+    Raises:
+        DamagedFile: the bytes of an image are not those that were taken in.
+    """
     part = block["part"][0].as_py()
     table = run.read_part("images", part, columns=["image_id", "image", "classes", "sha256"])
     rows = [row for row in table.to_pylist() if row["sha256"] not in skip_sha256]

@@ -24,6 +24,9 @@ def of_listing(listing: Listing, classes: Sequence[str]) -> list[str]:
     Args:
         listing: from a reader.
         classes: of the run.
+
+    Returns:
+        Lines for people.
     """
     usable = [source for source in listing.sources if not source.problem]
     problems = Counter(source.problem for source in listing.sources if source.problem)
@@ -57,7 +60,17 @@ def _of_labels(labels: Sequence[Iterable[str]], classes: Sequence[str]) -> list[
 
 
 def of_images(run: Run, stage: str, parts: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The lines of a dataset whose images are in a run: only small columns are read."""
+    """The lines of a dataset whose images are in a run: only small columns are read.
+
+    Args:
+        run: the run folder.
+        stage: that holds the images.
+        parts: names of its parts.
+        classes: of the run.
+
+    Returns:
+        Lines for people.
+    """
 
     def read(part: str) -> pa.Table:
         return run.read_part(stage, part, columns=COLUMNS)
@@ -68,7 +81,15 @@ def of_images(run: Run, stage: str, parts: Sequence[str], classes: Sequence[str]
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
-    """The lines of rows of IMAGES without their pixels."""
+    """The lines of images that were opened.
+
+    Args:
+        rows: of IMAGES, without their pixels.
+        classes: of the run.
+
+    Returns:
+        Lines for people; none where there are no rows.
+    """
     if not rows:
         return []
     sizes = sorted((row["height_px"] * row["width_px"], row["width_px"], row["height_px"]) for row in rows)

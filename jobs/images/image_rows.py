@@ -62,7 +62,14 @@ def reading_of(config: RunConfig) -> Reading:
 
 
 def image_row(source: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
-    """The row of IMAGES for one row of SOURCES.
+    """Reads and checks one image with its labels and its ground truth.
+
+    Args:
+        source: a row of SOURCES.
+        reading: how the images of the run are read.
+
+    Returns:
+        The row of IMAGES.
 
     Raises:
         ValueError: the image, its labels or its ground truth can't be used; one sentence.
@@ -103,6 +110,13 @@ def image_row(source: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
 def row_or_failure(source: dict[str, Any], reading: Reading) -> dict[str, Any]:
     """The row of IMAGES of a source, or of FAILURES where the fault is the image's or its file's.
 
+    Args:
+        source: a row of SOURCES.
+        reading: how the images of the run are read.
+
+    Returns:
+        One row; that of a failure has the key `error_type`.
+
     Raises:
         StorageError: the store does not answer.
     """
@@ -123,6 +137,10 @@ def demand_indices(sources: Sequence[Source], reading: Reading) -> None:
     """Looks at some label PNGs before all are read: masks of 0 and 255 alone are not what a label map is.
 
     255 is ignored, so such ground truth would say nothing but background.
+
+    Args:
+        sources: of the dataset.
+        reading: how the images of the run are read.
 
     Raises:
         DatasetError: no other value is in any of them.

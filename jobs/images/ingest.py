@@ -57,6 +57,13 @@ DECLARATIONS = (
 def run(config: RunConfig, run: Run) -> Receipt:
     """Takes the images of the dataset into the run.
 
+    Args:
+        config: the run file.
+        run: the run folder.
+
+    Returns:
+        The receipt of the stage.
+
     Raises:
         ValueError: the dataset is empty or can't be read, or every image failed.
     """
@@ -125,7 +132,17 @@ def demand_readable(config: RunConfig, run: Run, stage: bool | str = True) -> No
 
 
 def ingest_shard(block: pa.Table, run: Run, sources: ray.ObjectRef, reading: Reading) -> pa.Table:
-    """A block that names one part in, that part and its failures written, its counts out."""
+    """Reads the images of one part and writes it, with its failures.
+
+    Args:
+        block: of one row, which names the part.
+        run: the run folder.
+        sources: the rows of RECORD of the whole dataset, in Ray's object store.
+        reading: how the images are read.
+
+    Returns:
+        One row of counts.
+    """
     part = block["part"][0].as_py()
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []

@@ -14,12 +14,25 @@ FOLDER = "superpixels/_kept"
 
 
 def keep(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes rows of SUPERPIXELS by the sha256 of their images."""
+    """Writes superpixels aside, one file an image.
+
+    Args:
+        run: the run folder.
+        rows: of SUPERPIXELS, by the sha256 of their images.
+    """
     _folder(run).write_many({f"{sha256}.parquet": table_bytes([row], SUPERPIXELS) for sha256, row in rows.items()})
 
 
 def kept(run: Run, sha256s: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The rows that are kept of some images."""
+    """The superpixels that are kept of some images.
+
+    Args:
+        run: the run folder.
+        sha256s: of the images' bytes.
+
+    Returns:
+        Rows of SUPERPIXELS by sha256, of those that are there.
+    """
     there = set(_folder(run).list())
     return {
         sha256: _folder(run).read_table(f"{sha256}.parquet").to_pylist()[0]

@@ -22,12 +22,30 @@ NUM_OPEN = 4  # Parquet files whose footers are kept
 
 
 def tar_place(url: str, offset: int, num_bytes: int) -> str:
-    """A member of a tar."""
+    """A member of a tar.
+
+    Args:
+        url: of the tar.
+        offset: of the member's first byte, in the tar without compression.
+        num_bytes: of the member.
+
+    Returns:
+        The place.
+    """
     return f"{TAR}{offset}:{num_bytes}:{url}"
 
 
 def parquet_place(url: str, row: int, column: str) -> str:
-    """A cell of a Parquet file: bytes, or a record with `bytes`."""
+    """A cell of a Parquet file.
+
+    Args:
+        url: of the file.
+        row: counted from 0 through the whole file.
+        column: that holds bytes, or a record with `bytes`.
+
+    Returns:
+        The place.
+    """
     return f"{PARQUET}{row}:{quote(column, safe='')}:{url}"
 
 
@@ -50,6 +68,13 @@ def file_of(place: str) -> str:
 
 def read_place(place: str, max_bytes: int | None = None) -> bytes:
     """The bytes of an encoded image.
+
+    Args:
+        place: a path or URL, `tar:` or `parquet:`.
+        max_bytes: that an image may have; None for any number.
+
+    Returns:
+        The bytes.
 
     Raises:
         FileError: there is none, or more than `max_bytes`.
@@ -78,6 +103,9 @@ def read_instances(place: str) -> tuple[bytes, tuple[int, int]]:
 
     Returns:
         JSON: a list of records with `label` and `segmentation`; height and width, (0, 0) where the json has none.
+
+    Raises:
+        DatasetError: the json has changed since it was listed.
     """
     _, size, told, url = place.split(":", 3)
     folder, name = _folder_of(url)

@@ -40,18 +40,40 @@ class Changes:
 
 
 def read_record(run: Run, stage: str) -> list[dict[str, Any]] | None:
-    """The rows of RECORD of a run; None where there are none, as in a run of an earlier release."""
+    """What a run knows of where its images came from.
+
+    Args:
+        run: the run folder.
+        stage: that holds the images.
+
+    Returns:
+        The rows of RECORD; None where there are none, as in a run of an earlier release.
+    """
     folder = run.folder.child(stage)
     return folder.read_table(FILE).to_pylist() if folder.exists(FILE) else None
 
 
 def write_record(run: Run, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the rows of RECORD; before the first part."""
+    """Writes the rows of RECORD; before the first part.
+
+    Args:
+        run: the run folder.
+        stage: that holds the images.
+        rows: of RECORD.
+    """
     run.folder.child(stage).write_table(FILE, rows, RECORD)
 
 
 def rows_of(sources: Sequence[Source], shard_rows: int) -> list[dict[str, Any]]:
-    """The rows of RECORD of a dataset that is taken for the first time."""
+    """The rows of RECORD of a dataset that is taken for the first time.
+
+    Args:
+        sources: the images in their order.
+        shard_rows: images of a shard.
+
+    Returns:
+        One row for each image, with its shard and the token of its files.
+    """
     tokens = tokens_of(sources)
     return [
         {"shard": index // shard_rows, **vars(source), "token": token}
@@ -95,7 +117,16 @@ def _plain(value: Any) -> Any:
 def merged(
     rows: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], shard_rows: int
 ) -> list[dict[str, Any]]:
-    """The rows of RECORD of a dataset that has changed: what stays keeps its shard, what is new gets new ones."""
+    """The rows of RECORD of a dataset that has changed: what stays keeps its shard, what is new gets new ones.
+
+    Args:
+        rows: that the run has.
+        now: of the dataset as it is now.
+        shard_rows: images of a new shard.
+
+    Returns:
+        First those that stay, in the order that they had; then the new ones.
+    """
     shard_of = {_key(row): row["shard"] for row in rows}
     first = max((row["shard"] for row in rows), default=-1) + 1
     stays = [{**row, "shard": shard_of[_key(row)]} for row in now if _key(row) in shard_of]

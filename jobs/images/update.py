@@ -52,7 +52,13 @@ class Update:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, kind: str, image_id: str, shard: int) -> None:
-        """One image."""
+        """One image.
+
+        Args:
+            kind: what has happened to it, a key of `ids`.
+            image_id: in the run.
+            shard: that it is in.
+        """
         self.ids[kind].append(image_id)
         self.parts[kind].add(part_name(shard))
 

@@ -103,7 +103,20 @@ def map_operators(
     stage: str,
     with_looks: bool = False,
 ) -> list[Operator]:
-    """The operators from the images of the run to the maps of their classes."""
+    """The operators from the images of the run to the maps of their classes.
+
+    Args:
+        config: the run file.
+        run: the run folder.
+        plan: of the replicas.
+        section: of the seeds.
+        prompts: the folder and file of learned ones.
+        stage: name of the stage, for the failures table.
+        with_looks: tell what superpixels look like too, as `section.foreground` wants it.
+
+    Returns:
+        One operator where every map is given; else decoding, CLIP, and between them given maps of a mixture.
+    """
     given = given_sources(section.source)
     own = {"sources": given, "vocabulary": config.resolve_vocabulary(), "stage": stage}
     if not needs_clip(section.source):
@@ -155,7 +168,18 @@ def clip_operator(
 
 
 def pool_shard(block: pa.Table, run: Run, stage: str, vocabulary: Vocabulary, section: SeedSection) -> pa.Table:
-    """LOOKS_PAYLOAD rows of one shard in; its maps, pooled features, margins and failures written, its counts out."""
+    """Writes the maps, pooled features and margins of one shard, with its failures.
+
+    Args:
+        block: of rows of LOOKS_PAYLOAD.
+        run: the run folder.
+        stage: where they go.
+        vocabulary: of the run.
+        section: of the seeds.
+
+    Returns:
+        One row of counts.
+    """
     part = block["part"][0].as_py()
     superpixels = {row["image_id"]: row for row in run.read_part("superpixels", part).to_pylist()}
     # An image without superpixels is told in failures/superpixels; here it is left out.

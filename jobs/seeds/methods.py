@@ -27,9 +27,18 @@ def make_seed(
     image: bytes | None,
     foreground: Float[np.ndarray, " superpixels"] | None = None,
 ) -> Seed:
-    """The seed of one image by the method of the run file; the encoded image is read for `crf` alone.
+    """The seed of one image by the method of the run file.
 
-    `foreground` is of `FoldModels.decide`, for `sams` alone.
+    Args:
+        section: of the run file.
+        superpixels: of the image.
+        maps: of the classes that the image shows, from 0 to 1.
+        class_indices: of those classes.
+        image: the encoded file, which `crf` alone reads.
+        foreground: of `FoldModels.decide`, which `sams` alone reads.
+
+    Returns:
+        The seed.
     """
     arguments = (superpixels, maps, class_indices, section.alpha)
     if section.method == "sams":

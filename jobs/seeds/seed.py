@@ -161,7 +161,21 @@ def write_shard(
     confidence: bool,
     foreground: FoldModels | None = None,
 ) -> pa.Table:
-    """The class maps of one shard in, its seeds and failures written, its counts out."""
+    """Writes the seeds of one shard, with its failures.
+
+    Args:
+        block: of rows with class maps.
+        run: the run folder.
+        stage: where the seeds go.
+        vocabulary: of the run.
+        section: of the seeds.
+        png: write a PNG of each too.
+        confidence: keep the confidence of each pixel.
+        foreground: that was learned on the dataset; None leaves it to the maps.
+
+    Returns:
+        One row of counts.
+    """
     part = block["part"][0].as_py()
     images = {}
     if section.method == "crf":

@@ -33,6 +33,12 @@ def prefetched(
         batches: asked for one after another, and closed, by the thread alone.
         make_ready: such as `pinned`, and sums that are taken of labels.
         device: of the training; the thread's memory is pinned for it.
+
+    Yields:
+        An iterator over what came of the batches.
+
+    Raises:
+        Exception: whatever the thread raised.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(AHEAD)
     stopped = threading.Event()

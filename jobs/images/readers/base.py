@@ -132,7 +132,15 @@ def _checked(sources: Sequence[Source]) -> list[Source]:
 
 
 def counted(names: Sequence[str], word: str) -> str:
-    """`2 images (such as a, b)`: how many there are, with examples."""
+    """How many there are, with examples: `2 images (such as a, b)`.
+
+    Args:
+        names: of all; the first NUM_EXAMPLES are shown.
+        word: for one of them; more than one get an s.
+
+    Returns:
+        A few words.
+    """
     few = ", ".join(printable(name) for name in names[:NUM_EXAMPLES])
     return f"{len(names)} {word}{'s' * (len(names) != 1)} (such as {few})"
 

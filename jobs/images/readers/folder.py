@@ -78,6 +78,14 @@ def read_class_folders(images_url: str, truth_url: str | None, names: ClassNames
 
     The class is the innermost folder whose name is one; an image in several of them is several images.
 
+    Args:
+        images_url: the folder.
+        truth_url: a folder of label PNGs named as the images are; None where there is no ground truth.
+        names: of the classes.
+
+    Returns:
+        The images, and what is to be told of them.
+
     Raises:
         DatasetError: no images, or no folder that is called as a class.
     """
@@ -101,7 +109,18 @@ def read_class_folders(images_url: str, truth_url: str | None, names: ClassNames
 
 
 def list_images(images_url: str, truth_url: str | None = None) -> Listing:
-    """A folder of images, and perhaps one of label PNGs named as they are; there are no labels, and none are needed."""
+    """A folder of images without labels, none of which are needed.
+
+    Args:
+        images_url: the folder.
+        truth_url: a folder of label PNGs named as the images are; None where there is no ground truth.
+
+    Returns:
+        The images, and what is to be told of them.
+
+    Raises:
+        DatasetError: there are no images.
+    """
     files = find_images(images_url, [truth_url] if truth_url else [])
     ids = files.ids()
     sources = [Source(ids[name], files.url(name), ()) for name in files.names]

@@ -36,7 +36,13 @@ def read_dataset(data: LabelledData | UnlabelledData, classes: Iterable[str] = (
 
 
 def remember(data: LabelledData | UnlabelledData, classes: Iterable[str], listing: Listing) -> None:
-    """Has the next `read_dataset` of the same words return this listing, which was read and told a moment ago."""
+    """Has the next `read_dataset` of the same words return this listing, which was read and told a moment ago.
+
+    Args:
+        data: the section `dataset` of the run file.
+        classes: of the run.
+        listing: that was read of them.
+    """
     _remembered[data.model_dump_json(), tuple(classes)] = replace(listing, is_told=True)
 
 
