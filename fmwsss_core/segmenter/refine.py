@@ -13,8 +13,9 @@ from jaxtyping import Float, Float32, UInt8
 
 from fmwsss.core.errors import InputError
 from fmwsss.core.resize import upsample
+from fmwsss.core.seeds.best_two import BestTwo
 from fmwsss.core.seeds.dense_crf import dense_crf
-from fmwsss.core.seeds.sams import BestTwo, Seed, class_scores, margin, missing_classes, paint
+from fmwsss.core.seeds.sams import Seed, class_scores, margin, missing_classes, paint
 from fmwsss.core.superpixels.masks import Superpixels, pooled_means
 
 Uncovered = Literal["segmenter", "background"]

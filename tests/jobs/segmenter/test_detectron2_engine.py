@@ -58,13 +58,13 @@ def test_twenty_steps_of_each_engine_have_the_same_losses(by_detectron2: TrainJo
 
 
 def test_what_is_trained_on_is_in_its_catalog(by_detectron2: TrainJob):
-    from fmwsss.jobs.segmenter import detectron2_engine as engine
+    from fmwsss.jobs.segmenter import detectron2_data as data
 
     name = f"fmwsss:{by_detectron2.run.folder.url}:seeds/fine.seed"
-    entries = engine.DatasetCatalog.get(name)
+    entries = data.DatasetCatalog.get(name)
     assert [entry["image_id"] for entry in entries] == [f"toy-{seed:06d}" for seed in range(10)]
     assert entries[-1]["sem_seg_file_name"] == "seeds/fine/part-00002.parquet#toy-000009"
-    assert engine.MetadataCatalog.get(name).stuff_classes == [*by_detectron2.spec.class_names]
+    assert data.MetadataCatalog.get(name).stuff_classes == [*by_detectron2.spec.class_names]
 
 
 @pytest.mark.timeout(900)
@@ -105,23 +105,23 @@ def test_its_checkpoint_goes_on_to_the_same_weights(by_detectron2: TrainJob, tmp
 
 def test_its_evaluator_gives_our_miou(by_detectron2: TrainJob):
     from fmwsss.cluster.models.segmenters import load_segmenter
-    from fmwsss.jobs.segmenter import detectron2_engine as engine
+    from fmwsss.jobs.segmenter import detectron2_data as data
 
     run = by_detectron2.validation
     assert run is not None
     spec = by_detectron2.spec
     segmenter = load_segmenter(by_detectron2.run.folder.child(by_detectron2.stage).child("last"), spec)
-    name = engine.register_dataset(run, "images", "truth", spec.class_names)
-    evaluator = engine.evaluator(run, name)
+    name = data.register_dataset(run, "images", "truth", spec.class_names)
+    evaluator = data.evaluator(run, name)
     evaluator.reset()
     counts = np.zeros((13, 14), np.int64)
     rows = run.read_part("images", "part-00000.parquet").to_pylist()
-    for inputs, row in zip(engine.test_loader(run, name), rows, strict=True):
+    for inputs, row in zip(data.test_loader(run, name), rows, strict=True):
         assert inputs[0]["image_id"] == row["image_id"]
         values = probabilities(segmenter, decode_rgb(row["image"], max_pixels=UNLIMITED), spec.short_side_px)
         labels = values.argmax(0).to(torch.uint8).numpy()
         counts += confusion_matrix(labels, decode_label_png(row["truth"]), 13)
-        evaluator.process(inputs, [engine.as_result(labels, 13)])
+        evaluator.process(inputs, [data.as_result(labels, 13)])
     theirs = evaluator.evaluate()["sem_seg"]["mIoU"]
     assert theirs == pytest.approx(100 * mean_iou(counts), rel=1e-9)
     # The same figure came out of detectron2's own evaluation at the end of the training.
