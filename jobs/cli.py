@@ -232,12 +232,15 @@ def try_image(
 ) -> None:
     """Make the seed of one image, without a run and without Ray: seed, superpixels and class maps in one PNG."""
     with _told_in_lines():
+        from fmwsss.jobs.commands.photograph import read_photograph
+
         settings = load_config(config, overrides)
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+        photograph = read_photograph(settings, image, names, output)
         from fmwsss.jobs.commands.try_image import run
 
-        names = [name.strip() for name in labels.split(",") if name.strip()]
         with told_out_of_memory("give a smaller image, or a machine with more memory"):
-            print("\n".join(run(settings, image, names, output)))
+            print("\n".join(run(settings, photograph, output)))
 
 
 @app.command()

@@ -18,7 +18,6 @@ from fmwsss.core.class_maps.maps import ClassMaps, mixed
 from fmwsss.core.class_maps.sources import build
 from fmwsss.core.clip.frozen_clip import FrozenClip
 from fmwsss.core.errors import InputError
-from fmwsss.core.images import decode_rgb
 from fmwsss.core.overlays import with_labels, with_map, with_superpixels
 from fmwsss.core.prompts.learner import PromptLearner, handmade_embeddings
 from fmwsss.core.seeds.foreground import FoldModels, foreground_margins, pooled_tokens
@@ -26,6 +25,7 @@ from fmwsss.core.seeds.sams import superpixel_scores
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
+from fmwsss.jobs.commands.photograph import Photograph
 from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.seeds.given import read_given, rows_of
@@ -35,36 +35,23 @@ LEVELS = ((2, "whole"), (1, "part"), (0, "sub-part"))
 PANEL_WIDTH_PX, CAPTION_PX, GAP_PX, PANELS_PER_ROW = 420, 24, 6, 4
 
 
-def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> list[str]:
+def run(config: RunConfig, photograph: Photograph, output: str) -> list[str]:
     """Writes one PNG: photograph, seed, superpixels by level, and the map of every class.
 
     Args:
         config: a run file. If its run has learned prompts those are used (segmentation before classification), else
             hand-made ones.
-        image_path: an image.
-        labels: the classes that it shows.
+        photograph: an image with its labels.
         output: path of the PNG.
 
     Returns:
         lines that say what was found.
 
     Raises:
-        ValueError: no such image, an unknown class, or a model that cannot be had.
+        ValueError: a model that cannot be had, or the PNG can't be written.
     """
-    vocabulary = config.resolve_vocabulary()
-    indices = sorted({vocabulary.index(label) for label in labels})
-    if not indices:
-        raise InputError("--labels names no class")
-    try:
-        data = Path(image_path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{image_path} cannot be read: {error.strerror}") from None
-    image = decode_rgb(data, config.limits.max_pixels)
-    if not Path(output).parent.is_dir():
-        raise InputError(f"{output} cannot be written: no folder {Path(output).parent}")
-
-    section = config.seeds.fine
-    image_id = Path(image_path).stem
+    vocabulary, section = config.resolve_vocabulary(), config.seeds.fine
+    image, indices, image_id = photograph.pixels, list(photograph.class_indices), photograph.image_id
     maps, prompts = _maps(config, image, indices, image_id)
     superpixels = propose(load_sam(config.sam.spec()), image, ProposalSettings(**config.propose.model_dump()))
     chosen = getattr(maps, MAPS_COLUMN[section.maps])
@@ -72,7 +59,7 @@ def run(config: RunConfig, image_path: str, labels: list[str], output: str) -> l
     decision = _foreground(config, maps, superpixels, superpixel_scores(superpixels, chosen, section.alpha), image_id)
     if decision is not None:
         words += ", foreground as the run has learned it"
-    seed = make_seed(section, superpixels, chosen, indices, data, decision)
+    seed = make_seed(section, superpixels, chosen, indices, photograph.data, decision)
 
     names = [vocabulary.classes[index - 1] for index in indices]
     panels = {"image": image, f"seed ({section.method})": with_labels(image, seed.labels)}

@@ -12,17 +12,16 @@ from PIL import Image
 from fmwsss.core.toy.world import draw_scene
 
 ROOT = Path(__file__).parents[3]
-COMMAND = [sys.executable, "-m", "fmwsss.jobs", "try"]
 
 
 def test_one_png_and_no_ray(tmp_path: Path):
     scene = draw_scene(5)
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
+    arguments = ["try", f"{tmp_path}/scene.png", "--labels", ",".join(scene.classes), "--config", "configs/demo.yaml",
+                 "--output", f"{tmp_path}/out.png", f"run={tmp_path}/none", "propose.points_per_side=6"]  # fmt: skip
     program = (
-        "import sys; from fmwsss.jobs.config.load import load_config; from fmwsss.jobs.commands.try_image import run; "
-        f"config = load_config('configs/demo.yaml', ['run={tmp_path}/none', 'propose.points_per_side=6']); "
-        f"print(*run(config, '{tmp_path}/scene.png', {list(scene.classes)!r}, '{tmp_path}/out.png'), sep='\\n'); "
-        "assert 'ray' not in sys.modules"
+        f"import sys\nfrom fmwsss.jobs.cli import main\ntry:\n    main({arguments})\n"
+        "except SystemExit as end:\n    assert not end.code\nassert 'ray' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -45,10 +44,12 @@ def test_one_png_and_no_ray(tmp_path: Path):
         ),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, more: list[str], words: list[str]):
+def test_a_mistake_is_one_line_and_told_before_torch_is_imported(tmp_path: Path, more: list[str], words: list[str]):
     Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
     arguments = [str(tmp_path / "grey.png"), *more, "--config", "configs/demo.yaml"]
-    result = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    without_torch = "import sys; sys.modules['torch'] = None; from fmwsss.jobs.cli import main; main()"
+    command = [sys.executable, "-c", without_torch, "try", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("fmwsss:")]
     assert all(word in line for word in words)
