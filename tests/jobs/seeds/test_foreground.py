@@ -43,6 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(Folder(str(folder)))
 
 
+@pytest.fixture(scope="module")
+def on_one_node(run: Run) -> dict[str, bytes]:
+    """What the run has before anything is changed in it."""
+    return outputs(run.folder.url)
+
+
 def rows(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     return {row["image_id"]: row for part in run.parts(stage) for row in run.read_part(stage, part).to_pylist()}
 
@@ -84,6 +90,18 @@ def test_seeds_are_those_of_the_method_done_in_one_process(run: Run) -> None:
         np.testing.assert_array_equal(seeds[name]["scores"], expected_seed.scores.reshape(-1))
 
 
+@pytest.mark.long
+def test_three_nodes_write_the_same_bytes(on_one_node: dict[str, bytes], tmp_path: Path) -> None:
+    nodes, log = ThreeNodes(), tmp_path / "log"
+    try:
+        assert start_run(str(tmp_path / "three"), nodes.address, log, SETTINGS).wait(500) == 0, log.read_text()
+    finally:
+        nodes.shutdown()
+    assert outputs(str(tmp_path / "three")) == on_one_node
+    assert any(name.endswith(FOREGROUND_FILE) for name in on_one_node)
+
+
+@pytest.mark.usefixtures("on_one_node")  # before anything is changed
 def test_only_painting_is_done_again_where_only_painting_changed(run: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(run.folder.url).rglob("maps/fine/part-*")}
     assert len(before) == 3
@@ -93,20 +111,6 @@ def test_only_painting_is_done_again_where_only_painting_changed(run: Run) -> No
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "maps/fine: complete" in result.stdout
-
-
-@pytest.mark.long
-def test_three_nodes_write_the_same_bytes(tmp_path: Path) -> None:
-    alone = [sys.executable, "-m", "fmwsss.jobs", "run", DEMO, f"run={tmp_path / 'alone'}", *SETTINGS]
-    assert subprocess.run(alone, cwd=ROOT, capture_output=True, timeout=500).returncode == 0
-    nodes, log = ThreeNodes(), tmp_path / "log"
-    try:
-        assert start_run(str(tmp_path / "three"), nodes.address, log, SETTINGS).wait(500) == 0, log.read_text()
-    finally:
-        nodes.shutdown()
-    found = outputs(str(tmp_path / "three"))
-    assert found == outputs(str(tmp_path / "alone"))
-    assert any(name.endswith(FOREGROUND_FILE) for name in found)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
