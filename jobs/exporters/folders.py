@@ -11,7 +11,6 @@ from PIL import Image
 
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.core.labels import IGNORE, PALETTE
-from fmwsss.core.seeds.instances import instances_of
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.exporters.files import FileBatch
 from fmwsss.jobs.exporters.labelled_images import LabelledImage
@@ -108,7 +107,7 @@ class CvatExport(FolderExport):
         """Its label map in colours, and one of things."""
         labels = image.labels()
         things = np.zeros(labels.shape, np.uint16)
-        for number, (_, mask) in enumerate(instances_of(labels, image.superpixels, image.superpixel_class), start=1):
+        for number, (_, mask) in enumerate(image.things(labels), start=1):
             things[mask] = number % 255
         self.files.add(self.masks.format(id=image.image_id), _png(PALETTE[np.where(labels == IGNORE, 0, labels)]))
         self.files.add(f"SegmentationObject/{image.image_id}.png", _png(PALETTE[things]))
@@ -170,7 +169,7 @@ class YoloExport(FolderExport):
         labels = image.labels()
         height, width = labels.shape
         lines = []
-        for index, mask in instances_of(labels, image.superpixels, image.superpixel_class):
+        for index, mask in image.things(labels):
             for loop in pixel_outlines(mask):
                 # A quarter of a pixel in: tools that round and tools that cut off find the same one.
                 points = loop if len(loop) > 2 else [*loop, *loop, *loop][:3]

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.core.seeds.instances import instances_of
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.exporters.files import FileBatch, JsonLists
 from fmwsss.jobs.exporters.labelled_images import LabelledImage
@@ -34,8 +33,7 @@ class LabelStudioExport:
         name = image.file_name()
         self._files.add(f"images/{name}", image.upright())
         results = []
-        things = instances_of(labels, image.superpixels, image.superpixel_class)
-        for number, (index, mask) in enumerate(things):
+        for number, (index, mask) in enumerate(image.things(labels)):
             value = {"format": "rle", "rle": brush_rle(mask), "brushlabels": [self._vocabulary.classes[index - 1]]}
             results.append(
                 {"id": f"{self._num_images}-{number}", "type": "brushlabels", "from_name": "tag", "to_name": "image",

@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from fmwsss.cluster.storage.ledger import Receipt, Run
 from fmwsss.core.errors import InputError
 from fmwsss.core.images import decode_label_png
 from fmwsss.core.schemas import superpixels_from_row
+from fmwsss.core.seeds.instances import instances_of
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.jobs.run_layout import PREDICTED, REFINED
 
@@ -54,6 +55,12 @@ class LabelledImage:
     def labels(self) -> UInt8[np.ndarray, "height width"]:
         """The class indices of its pixels."""
         return decode_label_png(self.png)
+
+    def things(
+        self, labels: UInt8[np.ndarray, "height width"]
+    ) -> Iterator[tuple[int, Bool[np.ndarray, "height width"]]]:
+        """Class index and pixels of each thing (`instances_of`); `labels` are those of `labels()`, decoded once."""
+        return instances_of(labels, self.superpixels, self.superpixel_class)
 
     def file_name(self) -> str:
         """Its id with the extension of what it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,11 @@ from fmwsss.core.schemas import features_from_bytes
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.training.arrow_tensors import stacked
-from fmwsss.jobs.training.sampling import batches_per_epoch, places, windows
+from fmwsss.jobs.training.drawing import DrawnSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-ROWS_AT_ONCE = 16
 
 # One view on its way from the task that drew it to the worker that learns from it.
 DRAWN = pa.schema(
@@ -50,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BatchSource:
+class BatchSource(DrawnSource):
     """Where views come from and how they are drawn; small and picklable.
 
     Attributes:
@@ -78,21 +76,8 @@ class BatchSource:
     batch_size: int
     augment: dict[str, Any]
     random_seed: int
-
-    @property
-    def num_images(self) -> int:
-        """Images that can be learned from."""
-        return sum(self.part_rows)
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Images of a batch; fewer than were asked for where there are not as many."""
-        return min(self.batch_size, self.num_images)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole batches of an epoch, at least one (`sampling.batches_per_epoch`)."""
-        return batches_per_epoch(self.num_images, self.batch_size)
+    schema = DRAWN
+    rows_at_once = 16
 
     def batches(
         self, first: int, last: int, rank: int, num_workers: int, num_tasks: int = 1
@@ -109,14 +94,50 @@ class BatchSource:
         Returns:
             A generator; closing it ends the tasks.
         """
-        # Not above: training steps run where there is no Ray too.
-        from fmwsss.cluster.execution.shard_pipeline import stream_shards
-
-        share = len(range(rank, self.rows_per_batch, num_workers))
-        shards = list(windows(self.parts, self.part_rows, self.batch_size, self.random_seed, first, last))
-        arguments = {"source": self, "first": first, "last": last, "rank": rank, "num_workers": num_workers}
-        for table in stream_shards(shards, draw_window, arguments, share, num_tasks) if shards else ():
+        for table in self.tables(first, last, rank, num_workers, num_tasks):
             yield self._batch(table)
+
+    def read_part(self, part: str, epoch: int) -> list[dict[str, Any]]:
+        """See `DrawnSource`.
+
+        Args:
+            part: its name.
+            epoch: counted from 0.
+        """
+        run, number = self.run, self._view_number(epoch)
+        columns = ["image_id", "classes", *(["image"] if self.feature_stage is None else [])]
+        rows = run.read_part("images", part, columns).to_pylist()
+        for stage, column in ((self.feature_stage, f"view_{number}"), (self.seed_stage, "seed")):
+            if stage is not None:
+                table = run.read_part(stage, part, columns=["image_id", column])
+                by_id = dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
+                rows = [{**row, column: by_id[row["image_id"]]} for row in rows if row["image_id"] in by_id]
+        return rows
+
+    def draw(self, rows: list[dict[str, Any]], index: int, batch: int, epoch: int) -> dict[str, Any]:
+        """See `DrawnSource`. In one epoch an image has one view, whatever batch it is in.
+
+        Args:
+            rows: of the window.
+            index: of the image in them.
+            batch: that it is in.
+            epoch: counted from 0.
+        """
+        row, number = rows[index], self._view_number(epoch)
+        labels = decode_label_png(row["seed"]) if self.seed_stage is not None else None
+        drawn: dict[str, Any] = {"present": self.vocabulary.indices(row["classes"]), "view": row.get(f"view_{number}")}
+        image = decode_rgb(row["image"], max_pixels=UNLIMITED) if self.feature_stage is None else None
+        picture = image if image is not None else labels
+        if picture is not None:
+            height_px, width_px = picture.shape[:2]
+            view = view_of(row["image_id"], height_px, width_px, number, self.random_seed, self.augment)
+            if image is not None:
+                drawn["view"] = view.of_image(image).numpy().tobytes()
+            drawn["labels"] = view.of_labels(labels).numpy().tobytes() if labels is not None else None
+        return drawn
+
+    def _view_number(self, epoch: int) -> int:
+        return epoch if self.feature_stage is None else epoch % self.num_views
 
     def _batch(self, table: pa.Table) -> Batch:
         import torch
@@ -136,60 +157,3 @@ class BatchSource:
         if self.seed_stage is not None:
             labels = stacked(table["labels"], crop_px, crop_px)
         return Batch(images, features, present, labels, shows_class(labels) if labels is not None else None)
-
-
-def draw_window(
-    block: pa.Table, source: BatchSource, first: int, last: int, rank: int, num_workers: int
-) -> Iterator[pa.Table]:
-    """A block that names one window in, one worker's rows of its batches out, in order (rows of DRAWN).
-
-    Args:
-        block: of one row.
-        source: what batches are drawn of.
-        first: number of the first batch.
-        last: number after the last one.
-        rank: of the worker.
-        num_workers: of the process group.
-
-    Returns:
-        Tables of this worker's share, in the order of the batches.
-    """
-    (window,) = block.to_pylist()
-    number = window["epoch"] if source.feature_stage is None else window["epoch"] % source.num_views
-    rows = [row for part in window["parts"] for row in _read_part(source, part, number)]
-    which = places(
-        window, len(rows), source.num_images, source.batch_size, source.random_seed, first, last, rank, num_workers
-    )
-    mine = [rows[row] for _, row in which]
-    for begin in range(0, len(mine), ROWS_AT_ONCE):
-        drawn = [_draw(source, row, number) for row in mine[begin : begin + ROWS_AT_ONCE]]
-        yield pa.Table.from_pylist(drawn, schema=DRAWN)
-    if not mine:
-        yield DRAWN.empty_table()
-
-
-def _read_part(source: BatchSource, part: str, number: int) -> list[dict[str, Any]]:
-    """What the views of one part are drawn from; images that lack a seed or features are left out."""
-    run = source.run
-    columns = ["image_id", "classes", *(["image"] if source.feature_stage is None else [])]
-    rows = run.read_part("images", part, columns).to_pylist()
-    for stage, column in ((source.feature_stage, f"view_{number}"), (source.seed_stage, "seed")):
-        if stage is not None:
-            table = run.read_part(stage, part, columns=["image_id", column])
-            by_id = dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
-            rows = [{**row, column: by_id[row["image_id"]]} for row in rows if row["image_id"] in by_id]
-    return rows
-
-
-def _draw(source: BatchSource, row: dict[str, Any], number: int) -> dict[str, Any]:
-    labels = decode_label_png(row["seed"]) if source.seed_stage is not None else None
-    drawn: dict[str, Any] = {"present": source.vocabulary.indices(row["classes"]), "view": row.get(f"view_{number}")}
-    image = decode_rgb(row["image"], max_pixels=UNLIMITED) if source.feature_stage is None else None
-    picture = image if image is not None else labels
-    if picture is not None:
-        height_px, width_px = picture.shape[:2]
-        view = view_of(row["image_id"], height_px, width_px, number, source.random_seed, source.augment)
-        if image is not None:
-            drawn["view"] = view.of_image(image).numpy().tobytes()
-        drawn["labels"] = view.of_labels(labels).numpy().tobytes() if labels is not None else None
-    return drawn
