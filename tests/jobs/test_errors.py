@@ -150,8 +150,8 @@ def test_what_a_machine_lacks_at_the_start_is_one_line(environment: dict[str, st
     [
         {"PYTHONOPTIMIZE": "2"},
         {"HOME": "{tmp}/no/home", "XDG_CACHE_HOME": ""},
-        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": ""},
-        {"LC_ALL": "C"},
+        pytest.param({"HOME": "/proc/nowhere", "XDG_CACHE_HOME": ""}, marks=pytest.mark.long),
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.long),
         {"TMPDIR": "{tmp}/" + "long" * 25},
     ],
     ids=["optimised", "no home", "home that can't be made", "C locale", "long TMPDIR"],

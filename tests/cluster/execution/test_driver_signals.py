@@ -46,8 +46,19 @@ with _told_in_lines(), hold(run, lambda: None) as claim:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("where", ["before Ray", "in Ray", "in training", "after training"])
+@pytest.mark.parametrize(
+    ("where", "number", "code"),
+    [
+        ("before Ray", signal.SIGTERM, 143),
+        ("in Ray", signal.SIGINT, 130),
+        ("in training", signal.SIGTERM, 143),
+        ("after training", signal.SIGINT, 130),
+        pytest.param("before Ray", signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("in Ray", signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param("in training", signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("after training", signal.SIGTERM, 143, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_a_driver_and_its_claim_goes(
     tmp_path: Path, where: str, number: signal.Signals, code: int
 ) -> None:
