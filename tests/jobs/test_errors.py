@@ -109,7 +109,7 @@ steps.run = run
         (["fetch", "vit_q"], "there are no weights called vit_q"),
         (["try", "absent.jpg", "--labels", "fisch", "--config", "demo"], "did you mean 'fish'"),
         (["try", "absent.jpg", "--labels", "fish", "--config", "demo"], "absent.jpg"),
-        (["export", "{tmp}", "--size", "12"], "--size is HEIGHTxWIDTH"),
+        (["export", "{tmp}", "--size", "12"], "--size is HEIGHTxWIDTH in pixels, such as 512x672, not '12'"),
         (["status", "s3://key:secret@host/run"], "credentials"),
         (["status", "{tmp}/damaged"], "manifest.json is damaged"),
     ],
