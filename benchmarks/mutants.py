@@ -1,4 +1,4 @@
-"""How many small faults in fmwsss_core its tests find: `python -m benchmarks.mutants --count 40 --seed 0`.
+"""How many small faults in fmwsss_core its tests find: `python -m benchmarks.mutants --minutes 10 --seed 0`.
 
 Each mutant is one change of one operator, constant or condition, in a copy of the checkout; the tests that mirror its
 module run there. A mutant that survives is printed: a test that is missing, or a change that changes nothing.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +78,8 @@ def tests_of(module: Path) -> list[str]:
 def main() -> None:
     """Draws mutants, runs the tests of each, prints those that live."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--count", type=int, default=40, help="of mutants, at the most")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no other one is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--under", default=CORE, help="a folder or file, such as fmwsss_core/seeds")
     asked = parser.parse_args()
@@ -89,8 +92,8 @@ def main() -> None:
         copied = Path(scratch, "checkout")
         shutil.copytree(ROOT, copied, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
         environment = {**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
-        number = 0
-        while number < asked.count:
+        number, began_s = 0, time.monotonic()
+        while number < asked.count and time.monotonic() - began_s < 60 * asked.minutes:
             path = drawn.choice(files)
             module = path.relative_to(ROOT)
             line, tree = drawn.choice(list(mutants_of(ast.parse(path.read_text(encoding="utf-8")))) or [(0, None)])
@@ -111,7 +114,7 @@ def main() -> None:
             num_killed += bool(is_killed)
             told = before.splitlines()[line - 1].strip() if line else ""
             print(f"{number}: {'killed' if is_killed else 'LIVES '} {module}:{line}  {told}", flush=True)
-    print(f"{num_killed} of {asked.count} are killed")
+    print(f"{num_killed} of {number} are killed")
 
 
 if __name__ == "__main__":
