@@ -31,6 +31,7 @@ FLOORS = [
     {"cluster.models"},
     {"cluster.replicas"},
     {"jobs.config"},
+    {"jobs.declarations"},
     {"jobs.stages"},
     {"jobs.run_layout", "jobs.training"},
     {"jobs.images"},

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmwsss.core.toy.world import AWAY_FROM_HOME, HOMES, TOY, draw_scene
+from fmwsss.core.toy.world import AWAY_FROM_HOME, HOMES, TOY, Scene, draw_scene
 
 seeds = st.integers(0, 2**31)
+
+
+@functools.cache
+def many_scenes() -> tuple[Scene, ...]:
+    return tuple(draw_scene(seed) for seed in range(400))
 
 
 def test_a_scene_depends_on_its_seed_alone() -> None:
@@ -47,7 +54,7 @@ def test_sub_parts_lie_in_parts_and_parts_in_wholes(seed: int) -> None:
 
 
 def test_objects_have_parts_and_sub_parts() -> None:
-    scenes = [draw_scene(seed) for seed in range(120)]
+    scenes = many_scenes()[:120]
     for index, name in enumerate(TOY.classes, start=1):
         having = [scene for scene in scenes if name in scene.classes]
         assert len(having) >= 5, name
@@ -57,7 +64,7 @@ def test_objects_have_parts_and_sub_parts() -> None:
 
 
 def test_surroundings_go_with_classes_but_not_always() -> None:
-    scenes = [draw_scene(seed) for seed in range(400)]
+    scenes = many_scenes()
     for name, home in HOMES.items():
         alone = [scene for scene in scenes if scene.classes == (name,)]
         share = np.mean([home in scene.backgrounds for scene in alone])
@@ -69,6 +76,6 @@ def test_surroundings_go_with_classes_but_not_always() -> None:
 
 
 def test_objects_are_large_enough_to_be_found() -> None:
-    shares = [(scene.truth > 0).mean() for scene in (draw_scene(seed) for seed in range(200))]
+    shares = [(scene.truth > 0).mean() for scene in many_scenes()[:200]]
     assert 0.15 < np.mean(shares) < 0.5
     assert np.quantile(shares, 0.05) > 0.08
