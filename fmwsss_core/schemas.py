@@ -45,6 +45,19 @@ SUPERPIXELS = pa.schema(
     ]
 )
 
+# What CLIP gives each class of the vocabulary, where it tags the images ...
+TAG_SCORES = pa.schema([("image_id", pa.string()), ("scores", pa.list_(pa.float32()))])
+TAG_SCORES_PAYLOAD = [TAG_SCORES.field("scores")]
+
+# ... and the labels that come of it.
+TAGS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("classes", pa.list_(pa.string())),  # in the order of the vocabulary
+        ("origin", pa.list_(pa.string())),  # of each: dataset, clip or correction
+    ]
+)
+
 SEEDS = pa.schema(
     [
         ("image_id", pa.string()),

@@ -253,12 +253,15 @@ def init(
         typer.Argument(metavar="[LABELS]", help="a table or a COCO json; left out, it is looked for"),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the run file; left out, named after the folder")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="of images without labels, such as person,horse: CLIP says what each shows")
+    ] = None,
 ) -> None:
     """Look at images and labels, and write a run file with comments for `fmwsss run`."""
     with _told_in_lines():
         from fmwsss.jobs.commands.init import run
 
-        print("\n".join(run(images, labels, output)))
+        print("\n".join(run(images, labels, output, classes)))
 
 
 @app.command()

@@ -38,9 +38,10 @@ from fmwsss.jobs.stages import (
     versions,
 )
 from fmwsss.jobs.superpixels import propose
+from fmwsss.jobs.tags import tag
 
 # A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
-MODULES = (ingest, propose, encode, learn, maps, foreground, seed, train, predict, reports)
+MODULES = (ingest, propose, tag, encode, learn, maps, foreground, seed, train, predict, reports)
 DECLARED: tuple[Declaration, ...] = tuple(own for module in MODULES for own in module.DECLARATIONS)
 
 

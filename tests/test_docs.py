@@ -44,3 +44,24 @@ def test_the_run_file_of_the_readme_can_be_pasted(tmp_path: Path, monkeypatch: p
     assert checks.images(config, sources) == "2, of which 0 can't be used"
     assert checks.labels(config, config.resolve_vocabulary(), sources) == "3 of 3 classes occur"
     assert checks.pixels(config, config.resolve_vocabulary(), sources).startswith("2 of 2 of a sample can be decoded")
+
+
+def test_the_tour_names_every_room_and_only_modules_that_are_there() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    found = dict(re.findall(r"^\| `((?:core|cluster|jobs)\.\w+)` \| (.*) \|$", text, re.MULTILINE))
+    folders = {"core": ROOT / "fmwsss_core", "cluster": ROOT / "cluster", "jobs": ROOT / "jobs"}
+    rooms = {
+        f"{package}.{place.name}"
+        for package, folder in folders.items()
+        for place in folder.iterdir()
+        if (place / "__init__.py").exists()
+    }
+    assert set(found) == rooms
+    for name, about in found.items():
+        package, _, room = name.partition(".")
+        # Stages are named too, with what they make.
+        for module in re.findall(r"`(\w+)`(?=[:,;)]| with| and| \(|$)", about):
+            here = folders[package] / room
+            is_there = (here / f"{module}.py").exists() or (here / module).is_dir()
+            assert is_there or module in ("transformers", "images", "superpixels", "features", "segmenter", "plan",
+                                          "status", "failures", "verify"), f"{name}: {module}"  # fmt: skip

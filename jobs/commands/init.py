@@ -16,6 +16,7 @@ from fmwsss.jobs.config.datasets import (
     FolderData,
     LabelledData,
     ParquetData,
+    UnlabelledData,
     VocData,
     WebDatasetData,
     YoloData,
@@ -38,20 +39,25 @@ _TEMPLATE = """# Written by `fmwsss init`. Every key that is left out has its de
 {digest}
 run: {run}                 # everything is written there; a path or s3://bucket/...
 dataset: {dataset}
-{vocabulary}
+{labels}{vocabulary}
 clip: {{model: ViT-B-16-quickgelu, weights: openai}}   # or `factory: package.module:function`
 sam: {{model: vit_h}}       # published weights, fetched once (`fmwsss fetch`); or `weights:` a path
 max_failures: 1 %         # more end the run; one image may always fail
 """
 
 
-def run(images: str, labels: str | None, output: str | None) -> list[str]:
+_TAGGED = """labels: {from: clip}      # nobody has labelled them: CLIP says which of the classes each image shows
+"""
+
+
+def run(images: str, labels: str | None, output: str | None, classes: str | None = None) -> list[str]:
     """Looks at a folder of images and writes a run file for it.
 
     Args:
         images: the folder, or whatever holds the dataset: a root of VOC, a YAML file of YOLO, tars, Parquet files.
         labels: table or json of labels; None looks for it.
         output: where the run file goes; None names it after the folder.
+        classes: names with commas between them, of images that nobody has labelled: CLIP tags them.
 
     Returns:
         lines for the user.
@@ -63,17 +69,23 @@ def run(images: str, labels: str | None, output: str | None) -> list[str]:
     target = Path(output or f"{name}.yaml")
     if target.exists():
         raise InputError(f"{target} is there already; give another name with --output")
-    data, classes = look_at(images, labels)
-    kept = [own for own in classes if own.lower() not in NO_CLASSES]
+    if classes is not None:
+        if labels is not None:
+            raise InputError("--classes is of images without labels: give either a table of labels or the classes")
+        data, names = _unlabelled(images, classes)
+    else:
+        data, names = look_at(images, labels)
+    kept = [own for own in names if own.lower() not in NO_CLASSES]
     if not kept or len(kept) > MAX_CLASSES:
         raise InputError(f"{len(kept)} classes were found in the labels; a run has 1 to {MAX_CLASSES}")
-    lines = digest.of_listing(read_dataset(data, kept), kept)
+    lines = digest.of_listing(read_dataset(data, kept, keep_unlabelled=classes is not None), kept)
     flow = {"default_flow_style": True, "allow_unicode": True, "width": 10**6, "sort_keys": False}
     told = {key: value for key, value in data.model_dump(exclude_defaults=True).items() if value is not None}
     text = _TEMPLATE.format(
         digest="\n".join(f"#   {' '.join(line.split())}" for line in lines),
         run=yaml.safe_dump(f"runs/{name}", **flow).removesuffix("\n...\n").strip(),
         dataset=yaml.safe_dump({"kind": data.kind, **told}, **flow).strip(),
+        labels=_TAGGED if classes is not None else "",
         vocabulary=_vocabulary(kept, yaml.safe_dump(kept, **flow).strip()),
     )
     target.write_text(text, encoding="utf-8")
@@ -83,6 +95,14 @@ def run(images: str, labels: str | None, output: str | None) -> list[str]:
         target.unlink()
         raise
     return [*lines, f"wrote {target}: look at its classes, then", f"  fmwsss plan {target}", f"  fmwsss run {target}"]
+
+
+def _unlabelled(images: str, classes: str) -> tuple[UnlabelledData, list[str]]:
+    """A folder of images, and the classes to look for in them."""
+    names = list(dict.fromkeys(name.strip() for name in classes.split(",") if name.strip()))
+    if not names:
+        raise InputError("--classes names no class; write them with commas between them: --classes person,horse")
+    return UnlabelledData(kind="unlabelled", images=images), names
 
 
 def _vocabulary(classes: list[str], text: str) -> str:
@@ -133,7 +153,8 @@ def look_at(images: str, labels: str | None) -> tuple[LabelledData, list[str]]:
         return ClassFoldersData(kind="class_folders", images=images), folders
     raise DatasetError(
         f"nothing tells what the images of {folder.url} show: write a table with the columns image_id and classes "
-        f"(IMG_0001.jpg,person;horse) and call `fmwsss init {images} labels.csv`, or sort them into a folder a class"
+        f"(IMG_0001.jpg,person;horse) and call `fmwsss init {images} labels.csv`, or sort them into a folder a class, "
+        f"or have CLIP label them: `fmwsss init {images} --classes person,horse`"
     )
 
 

@@ -127,7 +127,7 @@ def images(config: RunConfig, sources: list[Source]) -> str:
         What was found, a line.
     """
     classes = config.resolve_vocabulary().classes
-    listing = read_dataset(config.dataset, classes)
+    listing = read_dataset(config.dataset, classes, config.labels.is_tagged)
     sources += listing.sources
     for line in digest.of_listing(listing, classes):
         print(f"     {line}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -17,12 +18,14 @@ from fmwsss.cluster.storage.ledger import FOREGROUND_FILE, PROMPTS_FILE
 from fmwsss.core.adaptive_batch import FittingBatch
 from fmwsss.core.seeds.foreground import fit_folds, fit_foreground
 from fmwsss.core.segmenter.optimizer import backward
+from fmwsss.core.tags.threshold import dataset_threshold
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.segmenter import SegmenterSection
 from fmwsss.jobs.prompts.batches import Batch
 from fmwsss.jobs.prompts.encode import shapes_of
 from fmwsss.jobs.prompts.train_step import batch_loss, make_embedder, make_learner
+from fmwsss.jobs.tags.tag import THRESHOLD_FILE
 
 NUM_FEATURES = 512  # of a superpixel
 
@@ -94,6 +97,30 @@ def write_untrained_foreground(folder: Folder) -> None:
     """Models that leave everything to the maps, in place of learned ones."""
     nothing = np.zeros((0, 1), np.float32)
     folder.write(FOREGROUND_FILE, fit_folds(nothing, np.zeros(0), np.zeros(0, np.int64)).to_bytes())
+
+
+def tag_threshold_s(num_classes: int, num_images: int, num_threads: int) -> float:
+    """Seconds of choosing a threshold by the scores of a hundred thousand images of noise.
+
+    Args:
+        num_classes: scores of an image.
+        num_images: not asked: it takes no time beside the other stages.
+        num_threads: not asked either.
+    """
+    del num_images, num_threads
+    scores = np.random.default_rng(0).uniform(size=(100_000, num_classes)).astype(np.float32)
+    return _second_time_s(lambda: dataset_threshold(scores))  # type: ignore[arg-type]
+
+
+def write_any_threshold(num_classes: int, folder: Folder) -> None:
+    """A threshold that leaves an image one class, in place of the one that is found on all.
+
+    Args:
+        num_classes: not asked; what a step and its stand-in are called with is the same.
+        folder: of the stage.
+    """
+    del num_classes
+    folder.write(THRESHOLD_FILE, json.dumps({"threshold": 1.0}).encode())
 
 
 def training_step_s(spec: SegmenterSpec, section: SegmenterSection, batch_size: int, num_threads: int) -> float:

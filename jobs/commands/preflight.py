@@ -39,7 +39,7 @@ def look(config: RunConfig) -> None:
         return  # it is listed once, where it is compared
     print("images: looking at the dataset", flush=True)
     classes = config.resolve_vocabulary().classes
-    listing = read_dataset(config.dataset, classes)
+    listing = read_dataset(config.dataset, classes, config.labels.is_tagged)
     for line in digest.of_listing(listing, classes):
         print(f"images: {line}", flush=True)
     demand_labels(listing, classes)

@@ -22,6 +22,7 @@ from fmwsss.core.seeds.judge import Agreement
 from fmwsss.core.seeds.sams import seed_image
 from fmwsss.jobs.commands.try_image import text_of
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.images.labelled import read_labelled
 from fmwsss.jobs.stages import StageError
 
 SOURCES: tuple[dict[str, Any], ...] = ({"kind": "gradcam"}, {"kind": "patch"})
@@ -116,7 +117,7 @@ def run(config: RunConfig, count: int) -> list[str]:
 def _sample(config: RunConfig, count: int) -> Iterator[dict[str, Any]]:
     """Images with classes and superpixels, spread over the parts."""
     run = Run(Folder(config.run))
-    for stage in ("images", "superpixels"):
+    for stage in ("images", *config.labels.read, "superpixels"):
         if run.receipt(stage) is None:
             raise StageError(
                 f"{config.run} has no {stage} yet: `fmwsss run RUN_FILE --only images --only superpixels` makes them"
@@ -125,7 +126,7 @@ def _sample(config: RunConfig, count: int) -> Iterator[dict[str, Any]]:
     per_part = max(1, -(-count // len(parts)))
     for part in parts:
         known = {row["image_id"]: row for row in run.read_part("superpixels", part).to_pylist()}
-        rows = run.read_part("images", part, columns=["image_id", "image", "classes"]).to_pylist()
+        rows = read_labelled(run, part, ["image_id", "image", "classes"], config.labels.stage)
         usable = [row for row in rows if row["classes"] and row["image_id"] in known]
         for row in usable[: min(per_part, count)]:
             count -= 1

@@ -10,7 +10,8 @@ from fmwsss.core.vocabularies import custom_vocabulary, vocabulary_named
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.base import Count, Percentage, Section
 from fmwsss.jobs.config.class_maps import given_sources
-from fmwsss.jobs.config.datasets import ImageLimits, LabelledData
+from fmwsss.jobs.config.datasets import ImageLimits, LabelledData, UnlabelledData
+from fmwsss.jobs.config.labels import LabelsSection
 from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularyChoice
 from fmwsss.jobs.config.prompts import LearnStages
 from fmwsss.jobs.config.seeds import SeedStages
@@ -56,8 +57,10 @@ class RunConfig(Section):
 
     run: str
     """The run folder, where everything is written: a path or URL, such as s3://bucket/runs/a."""
-    dataset: Annotated[LabelledData, Field(discriminator="kind")]
+    dataset: Annotated[LabelledData | UnlabelledData, Field(discriminator="kind")]
     """Which images, and where their labels are."""
+    labels: LabelsSection = LabelsSection()
+    """Who says which classes an image shows (M8.2)."""
     vocabulary: VocabularyChoice
     """`voc12`, `coco14`, `toy`, or classes of one's own (M1)."""
     clip: ModelSection
@@ -102,6 +105,12 @@ class RunConfig(Section):
             return raw
         handmade = {which: {"prompts": "handmade", **(seeds.get(which) or {})} for which in ("coarse", "fine")}
         return {**{key: value for key, value in raw.items() if key != "learn"}, "seeds": {**seeds, **handmade}}
+
+    @model_validator(mode="after")
+    def _somebody_says_what_images_show(self) -> RunConfig:
+        if self.dataset.kind == "unlabelled" and not self.labels.is_tagged:
+            raise ValueError("`dataset` has no labels: write `labels: {from: clip}`, or give it some")
+        return self
 
     @model_validator(mode="after")
     def _has_queries(self) -> RunConfig:

@@ -38,6 +38,9 @@ def editor_schema() -> dict[str, Any]:
     texts = {"type": "array", "items": {"type": "string"}}
     base = {"anyOf": [{"type": "string"}, texts], "description": description}
     method = {"type": "string", "description": "Numbers of a method: paper, authors, ours, or a file of one's own."}
+    # `labels: {from: clip}` is understood too; `from` is no name of a field in Python.
+    own = schema["$defs"]["LabelsSection"]["properties"]
+    own["from"] = {**own["source"], "description": "The same as `source`."}
     schema["properties"] = {"base": base, "method": method, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_optional(schema)}
 

@@ -14,11 +14,14 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.images import UNLIMITED
 from fmwsss.core.schemas import DECODED_PAYLOAD, IMAGES
+from fmwsss.jobs.images.labelled import read_labelled
 
 ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
 
 
-def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = ()) -> pa.Table:
+def decode_shard(
+    block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = (), labels: str = "images"
+) -> pa.Table:
     """The images of one part of `images/`, decoded. The truth column is never read here.
 
     Args:
@@ -26,6 +29,7 @@ def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[
         run: the run folder.
         stage: name of the stage that looks at them, for the failures table.
         skip_sha256: images that are left out, by the sha256 of their bytes.
+        labels: the stage that has their labels, as in `read_labelled`.
 
     Returns:
         Rows of DECODED_PAYLOAD; an image that can't be decoded is a failure among them.
@@ -34,8 +38,8 @@ def decode_shard(block: pa.Table, run: Run, stage: str, skip_sha256: Collection[
         DamagedFile: the bytes of an image are not those that were taken in.
     """
     part = block["part"][0].as_py()
-    table = run.read_part("images", part, columns=["image_id", "image", "classes", "sha256"])
-    rows = [row for row in table.to_pylist() if row["sha256"] not in skip_sha256]
+    read = read_labelled(run, part, ["image_id", "image", "classes", "sha256"], labels)
+    rows = [row for row in read if row["sha256"] not in skip_sha256]
     for row in rows:
         # Parts of an earlier release have no checksums of their own.
         if hashlib.sha256(row["image"]).hexdigest() != row.pop("sha256"):

@@ -55,7 +55,7 @@ def reading_of(config: RunConfig) -> Reading:
     return Reading(
         config.resolve_vocabulary(),
         config.limits,
-        data.kind != "unlabelled",
+        not (data.kind == "unlabelled" or config.labels.is_tagged),
         getattr(data, "difficult", True),
         getattr(data, "binary_truth", False),
     )

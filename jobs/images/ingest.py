@@ -80,7 +80,7 @@ def _make(config: RunConfig, stage: Stage, run: Run) -> Receipt:
     if complete:
         return complete
     if rows is None:
-        listing = read_dataset(config.dataset, config.resolve_vocabulary().classes)
+        listing = read_dataset(config.dataset, config.resolve_vocabulary().classes, config.labels.is_tagged)
         if not listing.is_told:
             tell(digest.of_listing(listing, config.resolve_vocabulary().classes))
         demand_indices(listing.sources, reading_of(config))

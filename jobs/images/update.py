@@ -86,7 +86,7 @@ def bring_up_to_date(config: RunConfig, run: Run, stage: Stage, stages: Sequence
     if before is None or not own.was_begun_with(local, stage.settings()):
         return  # of an earlier release, not begun yet, or refused when it begins
     is_complete = own.receipt(local) is not None
-    listing = _list_again(config) if is_complete else read_dataset(config.dataset, stage.settings()["classes"])
+    listing = _list_again(config) if is_complete else _list(config)
     if listing is None:
         return
     now = record.rows_of(listing.sources, config.shard_rows)
@@ -110,10 +110,14 @@ def bring_up_to_date(config: RunConfig, run: Run, stage: Stage, stages: Sequence
     record.write_record(own, local, update.rows)
 
 
+def _list(config: RunConfig) -> Listing:
+    return read_dataset(config.dataset, config.resolve_vocabulary().classes, config.labels.is_tagged)
+
+
 def _list_again(config: RunConfig) -> Listing | None:
     """The dataset as it is now; None, and a line, where it is no longer there: the run has its images."""
     try:
-        return read_dataset(config.dataset, config.resolve_vocabulary().classes)
+        return _list(config)
     except (DatasetError, StorageError) as error:
         print(
             f"fmwsss: the dataset can't be looked at again ({error}); the run goes on with what it has", file=sys.stderr

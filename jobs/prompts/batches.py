@@ -14,6 +14,7 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.schemas import features_from_bytes
 from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.images.labelled import read_labelled
 from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.training.arrow_tensors import stacked
 from fmwsss.jobs.training.drawing import DrawnSource
@@ -63,6 +64,7 @@ class BatchSource(DrawnSource):
         batch_size: images of all workers together.
         augment: keyword arguments of `fmwsss.core.prompts.augmentation.draw_view`.
         random_seed: the run's.
+        labels: the stage that has the labels, as in `read_labelled`.
     """
 
     run: Run
@@ -76,6 +78,7 @@ class BatchSource(DrawnSource):
     batch_size: int
     augment: dict[str, Any]
     random_seed: int
+    labels: str = "images"
     schema = DRAWN
     rows_at_once = 16
 
@@ -106,7 +109,7 @@ class BatchSource(DrawnSource):
         """
         run, number = self.run, self._view_number(epoch)
         columns = ["image_id", "classes", *(["image"] if self.feature_stage is None else [])]
-        rows = run.read_part("images", part, columns).to_pylist()
+        rows = read_labelled(run, part, columns, self.labels)
         for stage, column in ((self.feature_stage, f"view_{number}"), (self.seed_stage, "seed")):
             if stage is not None:
                 table = run.read_part(stage, part, columns=["image_id", column])

@@ -58,7 +58,7 @@ def prompts_stage(config: RunConfig, which: Which) -> Stage:
     return Stage(
         name=name,
         unit="iterations",
-        reads=("images", *features, *seeds),
+        reads=("images", *config.labels.read, *features, *seeds),
         settings=lambda: {
             "clip": config.clip.model_dump(),
             "vocabulary": config.model_dump()["vocabulary"],
@@ -138,6 +138,7 @@ def _make(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
         batch_size=section.batch_size,
         augment=section.augment.model_dump(),
         random_seed=config.random_seed,
+        labels=config.labels.stage,
     )
     if source.num_images == 0:
         raise StageError(

@@ -20,6 +20,7 @@ from fmwsss.core.resize import upsample
 from fmwsss.core.schemas import superpixels_from_row
 from fmwsss.core.seeds.map_agreement import explained_share, finest_regions
 from fmwsss.core.vocabulary import Vocabulary
+from fmwsss.jobs.images.labelled import read_labelled
 
 NUM_EXAMPLES = 12
 NUM_SHOWN = 4
@@ -66,7 +67,7 @@ class Examples:
         return np.concatenate(tiles, axis=1), float(np.mean(shares)) if shares else None
 
 
-def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip) -> Examples:
+def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip, labels: str = "images") -> Examples:
     """The first images of a part of `images/`, through the image tower once.
 
     Args:
@@ -74,11 +75,12 @@ def load_examples(run: Run, part: str, vocabulary: Vocabulary, clip: FrozenClip)
         part: `part-00000.parquet`, ...
         vocabulary: the classes.
         clip: of the run.
+        labels: the stage that has the labels, as in `read_labelled`.
 
     Returns:
         Images, features and regions.
     """
-    rows = run.read_part("images", part, columns=["image_id", "image", "classes"])[:NUM_EXAMPLES].to_pylist()
+    rows = read_labelled(run, part, ["image_id", "image", "classes"], labels)[:NUM_EXAMPLES]
     superpixels = {}
     if run.receipt("superpixels") is not None:
         table = run.read_part("superpixels", part)

@@ -151,7 +151,7 @@ class _Witness:
         self.job, self.clip, self.learner, self.board = job, clip, learner, board
         self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s)
         part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
-        self.examples = load_examples(job.run, part, job.source.vocabulary, clip)
+        self.examples = load_examples(job.run, part, job.source.vocabulary, clip, job.source.labels)
         self.started_s, self.first = time.monotonic(), first
         board.set.remote(first, "")
 

@@ -28,6 +28,8 @@ from fmwsss.core.seeds.ceilings import POWERS, cut_best, named_by_truth
 from fmwsss.core.seeds.sams import label_maps_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.images.labelled import read_labelled
+from fmwsss.jobs.reports.tag_quality import tag_quality
 from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.stages import Stage, upstream
 
@@ -126,6 +128,8 @@ def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
         ValueError: the seeds are not complete.
     """
     metrics = _judge_rows(config, run, stages, ["images", "seeds/coarse", "seeds/fine"])
+    if config.labels.is_tagged and run.receipt("tags/labels"):
+        metrics["tags"] = tag_quality(run, config.resolve_vocabulary().classes)
     validation = run.folder.child("predictions/validation/reports")
     if config.segmenter and config.segmenter.validation and validation.exists(METRICS_FILE):
         judged = read_json(validation, METRICS_FILE)
@@ -163,7 +167,9 @@ def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: 
     num_images, num_judged, unjudged = np.zeros(len(rows), int), np.zeros(len(rows), int), []
     class_images = np.zeros(num_classes, int)
     labelled, seeded = np.zeros(num_classes, int), np.zeros(num_classes, int)
-    arguments = {"run": run, "vocabulary": vocabulary, "rows": tuple(rows)}
+    # What is predicted is a run in the run, and has no tags.
+    labels = config.labels.stage if config.labels.stage in {stage.name for stage in stages} else "images"
+    arguments = {"run": run, "vocabulary": vocabulary, "rows": tuple(rows), "label_stage": labels}
     with StageProgress(STAGE, len(images.parts), "parts") as progress:
 
         def on_done(result: dict[str, Any]) -> None:
@@ -224,7 +230,9 @@ def split_name(config: RunConfig) -> str:
     return data.split if data.max_images is None else f"{data.split}, first {data.max_images}"
 
 
-def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[Row, ...]) -> pa.Table:
+def judge_shard(
+    block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[Row, ...], label_stage: str = "images"
+) -> pa.Table:
     """One part's confusion matrices and sums, as one row of RESULT.
 
     Args:
@@ -232,6 +240,7 @@ def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[R
         run: the run folder.
         vocabulary: of the run.
         rows: of the table.
+        label_stage: the stage that has the labels, as in `read_labelled`.
 
     Returns:
         Counts, compressed, and sums.
@@ -243,12 +252,14 @@ def judge_shard(block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[R
     statistics = np.zeros((len(rows), len(SEED_STATISTICS)))
     class_images = np.zeros(num_classes, np.int64)
     num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
-    truths = run.read_part("images", part, columns=["image_id", "truth", "classes"]).to_pylist()
+    truths = run.read_part("images", part, columns=["image_id", "truth"]).to_pylist()
+    known = read_labelled(run, part, ["image_id", "classes"], label_stage)
+    classes = {row["image_id"]: row["classes"] or () for row in known}
     tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
     seeds = next((tables[row.stage] for row in reversed(rows) if row.column == "seed"), {})
     labelled, seeded = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for image in truths:
-        for index in vocabulary.indices(image["classes"] or ()):
+        for index in vocabulary.indices(classes.get(image["image_id"], ())):
             labelled[index] += 1
             own = seeds.get(image["image_id"])
             seeded[index] += own is not None and vocabulary.classes[index - 1] not in own["missing"]

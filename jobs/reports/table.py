@@ -9,6 +9,8 @@ from rich.table import Table
 
 NONE = "–"
 
+QUALITY_OF_TAGS = {"precision": "precision", "recall": "recall", "mean average precision": "map"}
+
 
 def table_cells(row: dict[str, Any]) -> dict[str, Any]:
     """One entry of `metrics.json`'s rows as words and figures for people."""
@@ -56,6 +58,21 @@ def print_table(metrics: dict[str, Any]) -> None:
         _print_quality(metrics)
     else:
         _print_counts(metrics)
+    if tags := metrics.get("tags"):
+        print(tags_line(tags))
+
+
+def tags_line(tags: dict[str, Any]) -> str:
+    """What is told of tags, a line.
+
+    Args:
+        tags: of `tag_quality`.
+    """
+    told = f"tags: {tags['labels_per_image']:.1f} classes an image"
+    if "map" not in tags:
+        return told
+    figures = ", ".join(f"{name} {100 * tags[key]:.1f}" for name, key in QUALITY_OF_TAGS.items())
+    return f"{told}; beside the labels of {tags['images_judged']} images: {figures} %"
 
 
 def _print_counts(metrics: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from fmwsss.core.errors import InputError
 from fmwsss.core.schemas import GIVEN_PAYLOAD, MAPS_PAYLOAD, maps_from_bytes, maps_row, maps_to_bytes
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.class_maps import GivenSource
+from fmwsss.jobs.images.labelled import read_labelled
 
 SIZE_PAYLOAD = MAPS_PAYLOAD[:3]
 
@@ -116,6 +117,7 @@ def given_shard(
     weights: Sequence[float],
     vocabulary: Vocabulary,
     stage: str,
+    labels: str = "images",
 ) -> pa.Table:
     """A block that names one part of `images/` in, MAPS_PAYLOAD rows of given maps alone out; no image is decoded.
 
@@ -126,10 +128,11 @@ def given_shard(
         weights: of each source in the mixture.
         vocabulary: of the run.
         stage: for the failures table.
+        labels: the stage that has the labels, as in `read_labelled`.
     """
     part = block["part"][0].as_py()
     columns = ["image_id", "height_px", "width_px", "classes"]
-    rows = run.read_part("images", part, columns=columns).to_pylist()
+    rows = read_labelled(run, part, columns, labels)
     started = start_rows(part, rows, SIZE_PAYLOAD)
     tables = _tables(started, sources)
 

@@ -53,7 +53,7 @@ def maps_stage(config: RunConfig, name: str, section: SeedSection, prompts: str)
     return Stage(
         name=name,
         unit="images",
-        reads=("images", "superpixels", *([prompts] if section.needs_prompts else [])),
+        reads=("images", *config.labels.read, "superpixels", *([prompts] if section.needs_prompts else [])),
         settings=lambda: {
             "clip": config.clip.model_dump(),
             "seeds": section.model_dump(mode="json", exclude=_OF_PAINTING),
@@ -122,9 +122,15 @@ def map_operators(
     if not needs_clip(section.source):
         parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
         weights = [part.weight for part in parts] or [1.0]
-        return [Operator(given_shard, {"run": run, "weights": weights, **own}, num_cpus=plan.helper_cpus)]
+        return [
+            Operator(
+                given_shard,
+                {"run": run, "weights": weights, "labels": config.labels.stage, **own},
+                num_cpus=plan.helper_cpus,
+            )
+        ]
     return [
-        Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=plan.helper_cpus),
+        Operator(decode_shard, {"run": run, "stage": stage, "labels": config.labels.stage}, num_cpus=plan.helper_cpus),
         *([Operator(add_given, own, num_cpus=plan.helper_cpus)] if given else []),
         clip_operator(config, plan, section, prompts, stage, with_looks),
     ]

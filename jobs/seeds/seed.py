@@ -58,7 +58,7 @@ def seeds_stage(
     return Stage(
         name=name,
         unit="images",
-        reads=("images", "superpixels", *read),
+        reads=("images", *config.labels.read, "superpixels", *read),
         settings=lambda: {
             "clip": config.clip.model_dump(),
             "seeds": section.model_dump(mode="json"),

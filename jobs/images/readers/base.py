@@ -50,15 +50,20 @@ class Listing:
         sources: its images; each id once without a problem.
         notes: what was forgiven, guessed or left out; a line each.
         questions: what may be wrong and only the user can know; a line each.
-        num_unlabelled: images that are left out because nothing says what they show.
+        unlabelled: images that nothing says what they show; `read_dataset` leaves them out or takes them in.
         is_told: whether the user has seen all this already.
     """
 
     sources: list[Source]
     notes: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
-    num_unlabelled: int = 0
+    unlabelled: list[Source] = field(default_factory=list)
     is_told: bool = False
+
+    @property
+    def num_unlabelled(self) -> int:
+        """How many there are that nothing says what they show."""
+        return len(self.unlabelled)
 
 
 SOURCES = pa.schema(
@@ -107,11 +112,27 @@ def listing_of(
     if not listed:
         raise DatasetError(f"there are no images in {where}")
     kept = [own for own in listed if own.classes != () or own.problem or not needs_labels]
-    bare = [own.image_id for own in listed if own.classes == () and not own.problem and needs_labels]
+    bare = [own for own in listed if own.classes == () and not own.problem and needs_labels]
     if not kept:
         raise DatasetError(f"none of the {len(listed)} images of {where} has labels")
-    told = [*notes, f"{counted(bare, 'image')} without labels, left out"] if bare else list(notes)
-    return Listing(_checked(kept), told, list(questions), len(bare))
+    checked = _checked([*kept, *bare])
+    return Listing(checked[: len(kept)], list(notes), list(questions), checked[len(kept) :])
+
+
+def without_labels(listing: Listing, kept: bool) -> Listing:
+    """A listing whose images without labels are kept among the others, or left out with a line.
+
+    Args:
+        listing: of a reader.
+        kept: whether they are.
+    """
+    bare = listing.unlabelled
+    if not bare:
+        return listing
+    told = counted([own.image_id for own in bare], "image")
+    if kept:
+        return replace(listing, sources=[*listing.sources, *bare], notes=[*listing.notes, f"{told} without labels"])
+    return replace(listing, notes=[*listing.notes, f"{told} without labels, left out"])
 
 
 def _checked(sources: Sequence[Source]) -> list[Source]:

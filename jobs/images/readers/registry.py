@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
-from fmwsss.jobs.images.readers.base import Listing
+from fmwsss.jobs.images.readers.base import Listing, without_labels
 from fmwsss.jobs.images.readers.class_names import ClassNames
 from fmwsss.jobs.images.readers.coco import is_coco, read_coco
 from fmwsss.jobs.images.readers.folder import list_images, read_class_folders, read_folder
@@ -19,18 +19,22 @@ from fmwsss.jobs.images.readers.yolo import read_yolo
 _remembered: dict[tuple[str, tuple[str, ...]], Listing] = {}
 
 
-def read_dataset(data: LabelledData | UnlabelledData, classes: Iterable[str] = ()) -> Listing:
+def read_dataset(
+    data: LabelledData | UnlabelledData, classes: Iterable[str] = (), keep_unlabelled: bool = False
+) -> Listing:
     """The images of the dataset of a run file, each id once without a problem, in a fixed order.
 
     Args:
         data: the section of the run file.
         classes: of the run's vocabulary; labels are found among them.
+        keep_unlabelled: whether images without labels are images of the dataset, for CLIP tags them.
 
     Raises:
         DatasetError: there are none, or what says which they are is missing or can be read in two ways.
         StorageError: a folder can't be read.
     """
-    listing = _remembered.pop((data.model_dump_json(), tuple(classes)), None) or _read(data, ClassNames(classes))
+    listing = _remembered.pop((data.model_dump_json(), tuple(classes)), None)
+    listing = listing or without_labels(_read(data, ClassNames(classes)), keep_unlabelled)
     most = None if data.kind == "toy" else data.max_images
     return listing if most is None else replace(listing, sources=listing.sources[:most])
 

@@ -35,6 +35,18 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TABLE = "file,label\nIMG_0001,person;horse\nIMG_0002,car\nsub/IMG 3.jpg,car\n"
 
 
+def test_images_without_labels_are_tagged_with_the_classes_that_are_named(photos: Path) -> None:
+    lines = init.run("photos/", None, None, "person, horse,person")
+    assert "3 images" in lines
+    config = load_config("photos.yaml")
+    assert config.dataset.model_dump(exclude_defaults=True) == {"kind": "unlabelled", "images": "photos/"}
+    assert config.resolve_vocabulary().classes == ("person", "horse")
+    assert config.labels.is_tagged
+    for classes, labels, told in ((" ,", None, "names no class"), ("a", "labels.csv", "either a table of labels")):
+        with pytest.raises(ValueError, match=told):
+            init.run("photos/", labels, "other.yaml", classes)
+
+
 @pytest.mark.parametrize("place", ["labels.csv", "photos/anything.csv"])
 def test_a_table_beside_or_in_the_folder_is_found(photos: Path, place: str) -> None:
     (photos / place).write_text(TABLE)

@@ -10,7 +10,7 @@ import pytest
 
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.jobs.config.datasets import FolderData, ToyData, UnlabelledData, VocData
-from fmwsss.jobs.images.readers.base import DatasetError, Listing, Source
+from fmwsss.jobs.images.readers.base import DatasetError, Listing, Source, without_labels
 from fmwsss.jobs.images.readers.class_names import ClassNames
 from fmwsss.jobs.images.readers.folder import read_folder
 from fmwsss.jobs.images.readers.registry import read_dataset
@@ -102,7 +102,10 @@ def test_a_folder_and_a_csv_table(root: Folder) -> None:
     assert [source.truth_url for source in sources] == [None, f"{root.url}/truth/b.png", None]
     assert not any(problems(sources).values())
     assert listing.num_unlabelled == 2
-    assert "2 images (such as d, sub%2Fx) without labels, left out" in listing.notes
+    assert "2 images (such as d, sub%2Fx) without labels, left out" in without_labels(listing, kept=False).notes
+    taken = without_labels(listing, kept=True)
+    assert [(source.image_id, source.classes) for source in taken.sources[3:]] == [("d", ()), ("sub%2Fx", ())]
+    assert "2 images (such as d, sub%2Fx) without labels" in taken.notes
     assert "1 file (such as notes.txt) that are no images, left out" in listing.notes
 
 

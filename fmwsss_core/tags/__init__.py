@@ -1,0 +1,1 @@
+"""Which classes an image shows, where nobody has said so (method M8.2)."""

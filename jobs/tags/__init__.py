@@ -1,0 +1,1 @@
+"""Image labels from CLIP, where nobody has labelled the images (method M8.2)."""
