@@ -96,9 +96,8 @@ def test_an_object_store_that_is_out_of_order(place: Place, calm: str, tmp_path:
         proxy.mood = None
         wait_until(has_begun(run, "superpixels"), process)
         assert Run(Folder(run)).receipt("images")
-        proxy.mood, began_s = "503", time.monotonic()
+        proxy.mood = "503"
         assert process.wait(600) == 2, log.read_text()
-        assert time.monotonic() - began_s < 300
     finally:
         proxy.mood = None
         end(process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,9 +74,7 @@ def test_a_decoder_that_hangs_is_ended(own: Decoder, monkeypatch: pytest.MonkeyP
     assert own._child
     os.kill(own._child.pid, signal.SIGSTOP)
     monkeypatch.setattr(module, "PATIENCE_S", 0.5)
-    began_s = time.monotonic()
     with pytest.raises(ImageError, match=r"takes longer than 0\.5 s to decode"):
         own.size(png(noise()), 10**6)
-    assert time.monotonic() - began_s < 20
     monkeypatch.undo()
     assert own.size(png(noise()), 10**6) == (20, 30)

@@ -69,14 +69,13 @@ def test_a_second_driver_is_refused_and_told_who_is_first(folder: Folder) -> Non
         first.wait()
 
 
-def test_a_driver_that_was_killed_here_is_no_obstacle(folder: Folder) -> None:
+def test_a_driver_that_was_killed_here_is_no_obstacle(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(folder)
     first.kill()
     first.wait()
     assert len(read_claims(folder)) == 1
-    began_s = time.monotonic()
+    monkeypatch.setattr(lock, "SILENT_S", 10_000)  # were its silence waited for, the test would time out
     with hold(folder, nothing):
-        assert time.monotonic() - began_s < lock.SILENT_S
         (claim,) = read_claims(folder).values()
         assert claim["pid"] == os.getpid()
     assert folder.list() == []
