@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from fmwsss.cluster.storage.folder import Folder, StorageError
@@ -29,13 +27,7 @@ from tests.support.image_files import encoded, png
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(s3_url: str) -> Iterator[None]:
-    # After the S3 server: the workers take its address from the environment.
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def config_of(run: Run, *overrides: str) -> RunConfig:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from fmwsss.cluster.storage.folder import Folder
@@ -25,12 +23,7 @@ from tests.support.image_files import png
 
 NAMES = [f"i{index:02d}" for index in range(12)]  # three shards of four
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def picture(seed: int) -> bytes:

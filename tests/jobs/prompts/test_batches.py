@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 import torch
 
-from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run, part_name
 from fmwsss.core.images import encode_label_png
@@ -22,13 +19,6 @@ from tests.support.image_files import png
 
 AUGMENT = {"long_side_px": (100, 130), "crop_px": 64, "jitter": True, "flip": True}
 NUM_IMAGES = 15
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with session(num_cpus=2):
-        yield
-    assert not ray.is_initialized()
 
 
 @pytest.fixture(scope="module")

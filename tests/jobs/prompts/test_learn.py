@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from safetensors.numpy import load
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
@@ -40,12 +38,6 @@ ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
 SMALL = ["dataset.num_images=12", "shard_rows=6", "learn.classification.batch_size=6", "cluster.num_threads=1"]
 LEARN = ["images", "features", "prompts/classification"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with session(num_cpus=3):
-        yield
 
 
 def learned(run: Path, which: str = "classification") -> np.ndarray:
