@@ -135,7 +135,8 @@ def test_requests_are_counted(place: Place, tmp_path: Path) -> None:
     assert start_cheap(run, place.address, log, ["superpixels"]).wait(400) == 0, log.read_text()
     requests = [request for request in place.proxy.requests if "_driver" not in request]
     lists = [request for request in requests if "list-type=2" in request]
-    puts = [request for request in requests if request.startswith("PUT ")]
+    # The journal is written by the clock, and so the more often the slower the machine.
+    puts = [request for request in requests if request.startswith("PUT ") and "_journal.json" not in request]
     gets = [request for request in requests if request.startswith(("GET ", "HEAD ")) and "part-" in request]
     assert len(lists) < NUM_PARTS, lists
     # One for each part; the manifest, the inputs, the receipt, the timeline.
