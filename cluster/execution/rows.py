@@ -136,7 +136,9 @@ def write_block(block: pa.Table, run: Run, stage: str, schema: pa.Schema, png_co
         names = rows["image_id"].to_pylist()
         files = {f"png/{name}.png": data for name, data in zip(names, rows[png_column].to_pylist(), strict=True)}
         run.folder.child(stage).write_many(files)
-    return summary(part, run.write_part(stage, part, rows, schema, failures), len(failures))
+    file = run.write_part(stage, part, rows, schema, failures)
+    few = run.images_again(stage, part)
+    return summary(part, file, len(failures) if few is None else run.num_failures_of(stage, part))
 
 
 def summary(part: str, file: StageFile, num_failures: int) -> pa.Table:

@@ -5,7 +5,7 @@
 <run>/<stage>/_inputs.json         what the stage's rows depend on, and its last attempt; written before the first part
 <run>/<stage>/part-<number>-<hash of _inputs.json>.parquet    created once: a task that runs twice changes nothing
 <run>/<stage>/_journal.json        parts that are accepted, and their hashes, while the stage is open
-<run>/<stage>/_again.json          parts that are made again, while the stage is open
+<run>/<stage>/_again.json          parts that are made again, while the stage is open; or images of them, by part
 <run>/<stage>/_receipt.json        written last: the stage is complete, of exactly the files that it lists
 <run>/failures/<stage>/part-*.parquet   written before the part it belongs to: a part that is there is wholly told
 """
@@ -58,12 +58,13 @@ Renewal = Callable[[str, dict[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 @dataclass
 class _Known:
-    """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again, and,
-    where it began it, its attempt."""
+    """What a process knows of a stage: the mark of its files, which of them are accepted, which are made again (of
+    some only a few images), and, where it began it, its attempt."""
 
     mark: str
     files: dict[str, StageFile] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
+    images: dict[str, set[str]] = field(default_factory=dict)
     attempt: str = ""
 
 
@@ -187,7 +188,11 @@ class Run:
         if bad:
             told = f"{', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}"
             print(f"{stage}: damaged, and made again: {told}", file=sys.stderr, flush=True)
-        known.again = {*bad, *(read_json(stage_folder, AGAIN) if AGAIN in there else [])}
+        again = _again_of(read_json(stage_folder, AGAIN)) if AGAIN in there else {}
+        known.again = {*bad, *again}
+        known.images = {
+            part: ids for part, ids in again.items() if ids is not None and part in parts and part not in bad
+        }
         known.files = {part: file for part, file in files.items() if file and part not in known.again}
         return set(known.files)
 
@@ -296,7 +301,7 @@ class Run:
         with ThreadPoolExecutor(NUM_READERS) as pool:
             return sum(pool.map(count, parts))
 
-    def do_again(self, stage: str, parts: Sequence[str]) -> None:
+    def do_again(self, stage: str, parts: Sequence[str], images: Mapping[str, set[str]] | None = None) -> None:
         """Have some parts of a stage made again by its next start; until then they stay as they are.
 
         The stage is open from here on. Killed in between, it can be called again.
@@ -304,14 +309,32 @@ class Run:
         Args:
             stage: name.
             parts: `part-00000.parquet`, ...
+            images: by part, the only ones of which rows are made again; None, and parts that are not in it: all.
         """
         folder = self.folder.child(stage)
-        before = read_json(folder, AGAIN) if folder.exists(AGAIN) else []
-        folder.write(AGAIN, to_json(sorted({*before, *parts})))
+        again = _again_of(read_json(folder, AGAIN)) if folder.exists(AGAIN) else {}
+        for part in parts:
+            own, before = (images or {}).get(part), again.get(part, set())
+            again[part] = None if own is None or before is None else {*before, *own}
+        whole = sorted(part for part, ids in again.items() if ids is None)
+        few = {part: sorted(ids) for part, ids in again.items() if ids is not None}
+        folder.write(AGAIN, to_json({"parts": whole, "images": few} if few else whole))
         if folder.exists(INPUTS):
             self._new_attempt(stage)
         folder.delete([RECEIPT])
         self._stages.pop(stage, None)
+
+    def images_again(self, stage: str, part: str) -> set[str] | None:
+        """The only images of a part whose rows are made again; the others keep the rows they have.
+
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, ...
+
+        Returns:
+            Ids; None for all.
+        """
+        return self._known(stage).images.get(part)
 
     def was_begun_with(self, stage: str, settings: Mapping[str, Any]) -> bool:
         """Whether a stage was begun, and with these settings; what it reads is not looked at.
@@ -477,6 +500,8 @@ class Run:
         """
         known, folder, name = self._known(stage), self.folder.child(stage), self.file_of(stage, part)
         stage_failures = self.folder.child(FAILURES_FOLDER).child(stage)
+        if (few := known.images.get(part)) is not None:
+            table, failures = self._with_others(stage, part, few, table, schema, failures)
         if failures:
             stage_failures.write_table(name, failures, FAILURES)
         else:
@@ -488,6 +513,28 @@ class Run:
         elif not folder.create(name, data):
             data = folder.read(name)
         return StageFile.of(name, data, parse_table(data, name).num_rows)
+
+    def _with_others(
+        self,
+        stage: str,
+        part: str,
+        few: set[str],
+        table: pa.Table | Sequence[Mapping[str, Any]],
+        schema: pa.Schema,
+        failures: Sequence[Mapping[str, Any]],
+    ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+        """Rows and failures of a part, those of all but a few images as they are there; rows in the order there."""
+        there = self.read_part(stage, part)
+        old = there.select([name for name in schema.names if name in there.column_names]).to_pylist()
+        given: Any = table  # pyarrow has no types that a checker could narrow by
+        rows = given.to_pylist() if isinstance(given, pa.Table) else given
+        new = {row["image_id"]: row for row in rows if row["image_id"] in few}
+        kept = [new.pop(row["image_id"], None) if row["image_id"] in few else row for row in old]
+        folder, name = self.folder.child(FAILURES_FOLDER).child(stage), self.file_of(stage, part)
+        told = folder.read_table(name).to_pylist() if folder.exists(name) else []
+        told = [row for row in told if row["image_id"] not in few]
+        told += [row for row in failures if row["image_id"] in few]
+        return [row for row in (*kept, *new.values()) if row is not None], told
 
     def failures(self, stage: str | None = None) -> pa.Table:
         """The rows of FAILURES of one stage, or of all, in the order of their parts.
@@ -510,6 +557,16 @@ class Run:
                 chosen.append(name)
         with ThreadPoolExecutor(NUM_READERS) as pool:
             return pa.concat_tables([FAILURES.empty_table(), *pool.map(folder.read_table, chosen)])
+
+    def num_failures_of(self, stage: str, part: str) -> int:
+        """How many images of a part a stage could not use; the part need not be accepted yet.
+
+        Args:
+            stage: name.
+            part: `part-00000.parquet`, ...
+        """
+        folder, name = self.folder.child(FAILURES_FOLDER).child(stage), self.file_of(stage, part)
+        return folder.num_rows(name) if folder.exists(name) else 0
 
     def failed_parts(self, stage: str) -> dict[str, int]:
         """Failed images of a stage by part."""
@@ -557,6 +614,13 @@ def home_of(stage: str) -> str:
     """The folder of the run in the run that a stage belongs to, with a slash at its end; empty for the run's own."""
     parts = stage.split("/")
     return f"{parts[0]}/{parts[1]}/" if parts[0] == PREDICTIONS and len(parts) > 2 else ""
+
+
+def _again_of(told: Any) -> dict[str, set[str] | None]:
+    """What AGAIN says: by part its images, None for all; a plain list has whole parts."""
+    if isinstance(told, list):
+        return dict.fromkeys(told)
+    return {**dict.fromkeys(told["parts"]), **{part: set(ids) for part, ids in told["images"].items()}}
 
 
 def _mark_in(file: str) -> str | None:

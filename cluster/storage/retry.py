@@ -28,7 +28,13 @@ def forget(run: Run, stage: str | None = None) -> dict[str, int]:
     return {name: sum(parts.values()) for name, parts in failed.items() if parts}
 
 
-def redo(run: Run, after: Mapping[str, Sequence[str]], changed: Mapping[str, set[str]], with_learned: bool) -> None:
+def redo(
+    run: Run,
+    after: Mapping[str, Sequence[str]],
+    changed: Mapping[str, set[str]],
+    with_learned: bool,
+    images: Mapping[str, Mapping[str, set[str]]] | None = None,
+) -> None:
     """Has parts of a stage, and what was made from them, made again by the next start.
 
     Args:
@@ -36,6 +42,7 @@ def redo(run: Run, after: Mapping[str, Sequence[str]], changed: Mapping[str, set
         after: from `stages_after`, with the stages that each reads.
         changed: parts by stage: of the first one, and of each that reads it those in which what it reads of it changed.
         with_learned: whether what is learned from all images is learned anew; else it stays, and counts as unchanged.
+        images: by stage and part, the only ones of which rows are made again; None, and what is not in it: all.
     """
     stale: dict[str, set[str] | None] = {
         name: set(parts) for name, parts in changed.items() if parts and name not in after
@@ -52,7 +59,7 @@ def redo(run: Run, after: Mapping[str, Sequence[str]], changed: Mapping[str, set
             parts = None if parts is None or more is None else parts | more
         if parts is None or parts:
             stale[name] = parts
-    _do_again(run, {name: list(after.get(name, ())) for name in stale}, stale)
+    _do_again(run, {name: list(after.get(name, ())) for name in stale}, stale, images)
 
 
 def stages_after(run: Run, stage: str, names: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -82,7 +89,12 @@ def renew_reads(run: Run, names: Iterable[str]) -> None:
         own.renew_reads(local)
 
 
-def _do_again(run: Run, stages: dict[str, list[str]], stale: Mapping[str, set[str] | None]) -> None:
+def _do_again(
+    run: Run,
+    stages: dict[str, list[str]],
+    stale: Mapping[str, set[str] | None],
+    images: Mapping[str, Mapping[str, set[str]]] | None = None,
+) -> None:
     # What reads goes before what it reads: killed in between, nothing that is left was made from what is gone. Nothing
     # is deleted before what replaces it is there, but for learned prompts, which are learned anew.
     for name in reversed(_in_order(stages)):
@@ -91,7 +103,11 @@ def _do_again(run: Run, stages: dict[str, list[str]], stale: Mapping[str, set[st
         own, local = run.within(name)
         parts, written = stale[name], own.parts(local)
         if written:
-            own.do_again(local, written if parts is None else sorted(parts))
+            own.do_again(
+                local,
+                written if parts is None else sorted(parts),
+                None if parts is None or images is None else images.get(name),
+            )
         else:
             own.reset(local)
 
