@@ -1,4 +1,4 @@
-"""Segmentation seeds from image-level labels: `fmwsss.load_config`, `run`, `plan`, `status`, `predict`.
+"""Segmentation seeds from image-level labels: `fmwsss.load_config`, `run`, `open`, `plan`, `status`, `predict`.
 
 The method itself is in `fmwsss.core` (docs/python.md). Names are imported when they are first asked for, so that
 `import fmwsss` needs neither Ray nor torch.
@@ -7,6 +7,7 @@ The method itself is in `fmwsss.core` (docs/python.md). Names are imported when 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmwsss.jobs.api import open as open
     from fmwsss.jobs.api import plan as plan
     from fmwsss.jobs.api import predict as predict
     from fmwsss.jobs.api import run as run
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_MODULES = {"load_config": "jobs.config.load", **dict.fromkeys(("plan", "predict", "run", "status"), "jobs.api")}
+_MODULES = {
+    "load_config": "jobs.config.load",
+    **dict.fromkeys(("open", "plan", "predict", "run", "status"), "jobs.api"),
+}
 
 
 def __getattr__(name: str) -> Any:

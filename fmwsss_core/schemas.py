@@ -127,6 +127,22 @@ FAILURES = pa.schema(
     ]
 )
 
+# What people said of images: not made by a program, so it has times and names.
+REVIEW = pa.schema(
+    [
+        ("correction_id", pa.string()),  # unique
+        ("image_id", pa.string()),
+        ("action", pa.string()),  # paint, add, strike, accept, reject, undo
+        ("class_name", pa.string()),  # of paint, add and strike; null paints background
+        ("height_px", pa.int32()),  # of what is painted ...
+        ("width_px", pa.int32()),
+        ("rle", pa.binary()),  # ... as COCO compressed counts, so that it does not depend on superpixels made later
+        ("undoes", pa.string()),  # of undo: a correction_id
+        ("author", pa.string()),
+        ("made_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
 # Between the operators of a stage (`cluster/rows.py` adds where a row belongs): an image that was decoded ...
 DECODED_PAYLOAD = [
     pa.field("height_px", pa.int32()),

@@ -10,6 +10,7 @@ from fmwsss.jobs import steps
 from fmwsss.jobs.commands import plan as plan_command
 from fmwsss.jobs.commands import status as status_command
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.view.notebook import NotebookRun
 
 
 def run(config: RunConfig, only: list[str] | None = None, restart_from: str | None = None) -> None:
@@ -49,6 +50,21 @@ def status(run_url: str) -> dict[str, Any]:
         JSON: the run's stages with their counts, and its driver.
     """
     return status_command.gather(Run(Folder(run_url)))
+
+
+def open(run_url: str) -> NotebookRun:  # as the word of notebooks: `fmwsss.open(RUN)`
+    """A run to look at in a notebook: `fmwsss.open(RUN).seeds[image_id]` shows itself.
+
+    Args:
+        run_url: a run folder, a path or a URL.
+
+    Returns:
+        The run, read only; nothing of it is locked or written.
+
+    Raises:
+        FmwsssError: there is no run.
+    """
+    return NotebookRun(run_url)
 
 
 def predict(config: RunConfig, images: str, truth: str | None = None, name: str = "new") -> str:

@@ -124,8 +124,14 @@ def run(
     as_it_was: Annotated[
         bool, typer.Option("--as-it-was", help="do not look whether the dataset has changed since the run took it")
     ] = False,
+    only_images: Annotated[
+        str | None,
+        typer.Option("--only-images", metavar="LIST", help="take only these: a file with an id on each line"),
+    ] = None,
 ) -> None:
     """Make every stage that is not complete yet, print the table, write the report."""
+    if only_images is not None:
+        overrides = [*(overrides or []), f"dataset.only_images={only_images}"]
     _execute(config, overrides, only or None, restart_from, relearn=relearn, as_it_was=as_it_was)
 
 
@@ -212,6 +218,9 @@ def convert(
     output: Annotated[str | None, typer.Option(help="an empty folder or URL; left out, RUN/exports/FORMAT")] = None,
     of: Annotated[str | None, typer.Option("--of", help="seeds/fine, seeds/coarse or predictions/NAME")] = None,
     polygons: Annotated[bool, typer.Option("--polygons", help="of coco: outlines instead of run lengths")] = False,
+    only_images: Annotated[
+        str | None, typer.Option("--only-images", metavar="LIST", help="only these: a file with an id on each line")
+    ] = None,
 ) -> None:
     """Write images and label maps of a run in the format of another tool."""
     with _told_in_lines():
@@ -219,7 +228,27 @@ def convert(
         from fmwsss.cluster.storage.ledger import Run
         from fmwsss.jobs.commands.convert import run as convert_run
 
-        print(convert_run(Run(Folder(run)), to, output, of, polygons))
+        print(convert_run(Run(Folder(run)), to, output, of, polygons, only_images))
+
+
+@app.command()
+def view(
+    run: RunUrl,
+    against: Annotated[str | None, typer.Option(metavar="RUN", help="another run: what changed, most first")] = None,
+    edit: Annotated[bool, typer.Option("--edit", help="allow corrections, which go to RUN/review/")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of this machine; left out, any that is free")] = 0,
+    who: Annotated[str | None, typer.Option(help="with --edit: the name in the corrections")] = None,
+    browser: Annotated[bool, typer.Option("--browser", help="open the address in a browser")] = False,
+) -> None:
+    """Look at every image of a run in a browser, on this machine alone, and correct its seeds."""
+    with _told_in_lines():
+        try:
+            from fmwsss.jobs.view.serve import run as serve
+        except ModuleNotFoundError as error:
+            if error.name not in ("starlette", "uvicorn"):
+                raise
+            raise InputError(f"{error.name} is not installed: pip install 'fmwsss[view]'") from None
+        serve(run, against, edit, port, who, browser)
 
 
 @app.command(name="try")

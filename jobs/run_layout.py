@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import PREDICTIONS, Run
+from fmwsss.core.errors import InputError
+from fmwsss.core.vocabularies import custom_vocabulary, vocabulary_named
+from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.segmenter import SegmenterSection
 
 PREDICTED, REFINED = "predicted", "refined"
@@ -57,3 +62,21 @@ def predictions_run(run: Run, name: str) -> Run:
 
 
 METRICS_FILE = "metrics.json"
+
+
+def vocabulary_of(run: Run) -> Vocabulary:
+    """The classes of a run, as its manifest names them; of a run in a run, as that one's does.
+
+    Raises:
+        InputError: there is no manifest.
+    """
+    outer, inside, _ = run.folder.url.rpartition(f"/{PREDICTIONS}/")
+    manifest = run.manifest() or (Run(Folder(outer)).manifest() if inside else None)
+    if manifest is None:
+        raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
+    return vocabulary_told(manifest["config"]["vocabulary"])
+
+
+def vocabulary_told(told: Any) -> Vocabulary:
+    """The classes that the key `vocabulary` of a run file, or of a manifest, means."""
+    return vocabulary_named(told) if isinstance(told, str) else custom_vocabulary(told["classes"], told.get("prompts"))

@@ -24,6 +24,7 @@ from fmwsss.jobs.images import ingest, kept_superpixels
 from fmwsss.jobs.prompts import encode, learn
 from fmwsss.jobs.reports import reports
 from fmwsss.jobs.reports.table import print_table
+from fmwsss.jobs.review.bring_in import bring_in
 from fmwsss.jobs.seeds import foreground, maps, seed
 from fmwsss.jobs.segmenter import predict, train
 from fmwsss.jobs.segmenter.trained import trained_folder
@@ -179,6 +180,7 @@ def _make_all(
         if stage.refresh and not as_it_was:
             stage.refresh(stage, run, stages, relearn)
     names = [stage.name for stage in due]
+    bring_in(run, stages, names, relearn)
     for stage in due:  # nothing is paid for before what cannot end well is told
         upstream(run, stage.name, [name for name in stage.reads if name not in names])
     results: dict[str, Any] = {}

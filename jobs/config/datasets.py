@@ -9,7 +9,14 @@ from pydantic import Field
 from fmwsss.jobs.config.base import Count, Section
 
 
-class ToyData(Section):
+class DatasetSection(Section):
+    """What every dataset has."""
+
+    only_images: str | None = None
+    """A text file with an id on each line, a path or URL: take these images only; null takes all."""
+
+
+class ToyData(DatasetSection):
     """Scenes drawn by program: nothing to download."""
 
     kind: Literal["toy"]
@@ -20,7 +27,7 @@ class ToyData(Section):
     """Random seed of the first scene; the following scenes have the following seeds."""
 
 
-class VocData(Section):
+class VocData(DatasetSection):
     """A PASCAL VOC layout; labels from Annotations, or else the classes of the masks."""
 
     kind: Literal["voc"]
@@ -35,7 +42,7 @@ class VocData(Section):
     """Take the first images only; null takes all."""
 
 
-class FolderData(Section):
+class FolderData(DatasetSection):
     """A folder of images and a table of image names and their classes."""
 
     kind: Literal["folder"]
@@ -57,7 +64,7 @@ class FolderData(Section):
     """Take the first images only; null takes all."""
 
 
-class ClassFoldersData(Section):
+class ClassFoldersData(DatasetSection):
     """A folder with a folder of images for each class."""
 
     kind: Literal["class_folders"]
@@ -74,7 +81,7 @@ class ClassFoldersData(Section):
     """Take the first images only; null takes all."""
 
 
-class CocoData(Section):
+class CocoData(DatasetSection):
     """A folder of images and a json of COCO: instances, panoptic segments, or labels alone."""
 
     kind: Literal["coco"]
@@ -91,7 +98,7 @@ class CocoData(Section):
     """Take the first images only; null takes all."""
 
 
-class YoloData(Section):
+class YoloData(DatasetSection):
     """A dataset in the layout of YOLO: images/, labels/ and a YAML file with names."""
 
     kind: Literal["yolo"]
@@ -104,7 +111,7 @@ class YoloData(Section):
     """Take the first images only; null takes all."""
 
 
-class ParquetData(Section):
+class ParquetData(DatasetSection):
     """Parquet files with the images in them, as Hugging Face's datasets have them."""
 
     kind: Literal["parquet"]
@@ -123,7 +130,7 @@ class ParquetData(Section):
     """Take the first images only; null takes all."""
 
 
-class WebDatasetData(Section):
+class WebDatasetData(DatasetSection):
     """Tar files of images with their labels beside them, as WebDataset has them."""
 
     kind: Literal["webdataset"]
@@ -138,7 +145,7 @@ class WebDatasetData(Section):
     """Take the first images only; null takes all."""
 
 
-class UnlabelledData(Section):
+class UnlabelledData(DatasetSection):
     """A folder of images without labels, for a segmenter to predict."""
 
     kind: Literal["unlabelled"]

@@ -22,7 +22,7 @@ class PreviewSection(Section):
     """The report that a person looks at."""
 
     num_images: Count = 40
-    """Images in the gallery."""
+    """Images in the report: so many of the most uncertain, and as many typical ones."""
 
 
 class ClusterSection(Section):

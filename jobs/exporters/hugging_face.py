@@ -28,11 +28,12 @@ class HuggingFaceExport:
         features = {
             "image_id": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}, "label": {"_type": "Image"},
             "classes": {"feature": names, "_type": "List"}, "confidence": {"dtype": "float32", "_type": "Value"},
+            "origin": {"dtype": "string", "_type": "Value"},
         }  # fmt: skip
         about_features = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
         self._schema = pa.schema(
             [("image_id", pa.string()), ("image", _IMAGE), ("label", _IMAGE), ("classes", pa.list_(pa.int64())),
-             ("confidence", pa.float32())], metadata=about_features
+             ("confidence", pa.float32()), ("origin", pa.string())], metadata=about_features
         )  # fmt: skip
         self._rows: list[dict[str, Any]] = []
         self._num_bytes = self._num_images = self._num_parts = 0
@@ -49,6 +50,7 @@ class HuggingFaceExport:
                 "label": {"bytes": image.png, "path": f"{image.image_id}.png"},
                 "classes": [self._vocabulary.classes.index(name) for name in image.classes],
                 "confidence": image.confidence,
+                "origin": image.origin,
             }
         )
         if self._num_bytes > PART_BYTES:
@@ -76,6 +78,7 @@ class HuggingFaceExport:
             "Images and image-level labels come from the dataset named in the settings below; its licence holds for "
             "the images, and should be written here before this is given to others.\n\n"
             f"Indices of `label`: {classes}; 255 is ignored. `classes` are the labels of the image, from 0 on. "
-            "`confidence` is the mean of the pixels.\n\n"
+            "`confidence` is the mean of the pixels; `origin` is `program`, or what a person did: `corrected`, "
+            "`accepted`.\n\n"
             f"## Settings\n\n```json\n{settings}\n```\n"
         )

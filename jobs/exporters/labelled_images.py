@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +21,7 @@ from fmwsss.core.seeds.instances import instances_of
 from fmwsss.core.superpixels.masks import Superpixels
 from fmwsss.jobs.run_layout import PREDICTED, REFINED
 
+PROGRAM = "program"
 NUM_AHEAD = 3  # parts that are read while one is written
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif",
               "PPM": "ppm", "JPEG2000": "jp2", "AVIF": "avif", "HEIF": "heic"}  # fmt: skip
@@ -42,6 +43,7 @@ class LabelledImage:
         confidence: mean of its pixels; None where the stage has none.
         superpixels: of the image; None where they are not asked for.
         superpixel_class: class index of each.
+        origin: `program`; `corrected` or `accepted` where a person said so.
     """
 
     image_id: str
@@ -51,6 +53,7 @@ class LabelledImage:
     confidence: float | None
     superpixels: Superpixels | None = None
     superpixel_class: tuple[int, ...] | None = None
+    origin: str = PROGRAM
 
     def labels(self) -> UInt8[np.ndarray, "height width"]:
         """The class indices of its pixels."""
@@ -101,7 +104,14 @@ def stage_to_export(run: Run, of: str | None) -> tuple[Run, str, Receipt]:
     raise ExportError(f"{' and '.join(words)} of {run.folder.url} is not complete: there is nothing to convert yet")
 
 
-def labelled_images(run: Run, stage: str, receipt: Receipt, with_superpixels: bool) -> Iterator[LabelledImage]:
+def labelled_images(
+    run: Run,
+    stage: str,
+    receipt: Receipt,
+    with_superpixels: bool,
+    only: Container[str] | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> Iterator[LabelledImage]:
     """The images of a stage in their order; a few parts are in memory at a time.
 
     Args:
@@ -109,24 +119,40 @@ def labelled_images(run: Run, stage: str, receipt: Receipt, with_superpixels: bo
         stage: whose label maps they get, such as `seeds/fine`.
         receipt: of the stage, with the names of its parts.
         with_superpixels: read the superpixels too, where the run has them.
+        only: ids of the images that are meant; None for all.
+        origins: of images that a person said something of.
 
     Yields:
         Each image that has a row in the stage.
     """
+
+    def read(part: str) -> list[LabelledImage]:
+        return _read(run, stage, part, with_superpixels, only, origins or {})
+
     with ThreadPoolExecutor(NUM_AHEAD) as pool:
         parts = iter(receipt.parts)
-        waiting = [pool.submit(_read, run, stage, part, with_superpixels) for part in islice(parts, NUM_AHEAD)]
+        waiting = [pool.submit(read, part) for part in islice(parts, NUM_AHEAD)]
         while waiting:
             images = waiting.pop(0).result()
-            waiting += [pool.submit(_read, run, stage, part, with_superpixels) for part in islice(parts, 1)]
+            waiting += [pool.submit(read, part) for part in islice(parts, 1)]
             yield from images
 
 
-def _read(run: Run, stage: str, part: str, with_superpixels: bool) -> list[LabelledImage]:
+def _read(
+    run: Run,
+    stage: str,
+    part: str,
+    with_superpixels: bool,
+    only: Container[str] | None,
+    origins: Mapping[str, str],
+) -> list[LabelledImage]:
     is_seed = stage.startswith("seeds/")
     column = "seed" if is_seed else "labels"
     columns = ["image_id", column, "classes", "mean_confidence", *(["superpixel_class"] if is_seed else [])]
-    rows = {row["image_id"]: row for row in run.read_part(stage, part, columns=columns).to_pylist()}
+    table = run.read_part(stage, part, columns=columns)
+    rows = {row["image_id"]: row for row in table.to_pylist() if only is None or row["image_id"] in only}
+    if not rows:
+        return []
     images = run.read_part("images", part, columns=["image_id", "image"]).to_pylist()
     found: dict[str, dict[str, Any]] = {}
     if with_superpixels and run.receipt("superpixels"):
@@ -140,6 +166,7 @@ def _read(run: Run, stage: str, part: str, with_superpixels: bool) -> list[Label
             row["mean_confidence"],
             superpixels_from_row(found[image["image_id"]]) if image["image_id"] in found else None,
             tuple(row["superpixel_class"]) if row.get("superpixel_class") is not None else None,
+            origins.get(image["image_id"], PROGRAM),
         )
         for image in images
         if (row := rows.get(image["image_id"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +15,18 @@ from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.images import UNLIMITED
 from fmwsss.core.schemas import DECODED_PAYLOAD, IMAGES
 from fmwsss.jobs.images.labelled import read_labelled
+from fmwsss.jobs.review.applied import Relabelled, relabel
 
 ENCODED_PAYLOAD = [IMAGES.field("image"), IMAGES.field("classes")]
 
 
 def decode_shard(
-    block: pa.Table, run: Run, stage: str, skip_sha256: Collection[str] = (), labels: str = "images"
+    block: pa.Table,
+    run: Run,
+    stage: str,
+    skip_sha256: Collection[str] = (),
+    labels: str = "images",
+    relabelled: Mapping[str, Relabelled] | None = None,
 ) -> pa.Table:
     """The images of one part of `images/`, decoded. The truth column is never read here.
 
@@ -30,6 +36,7 @@ def decode_shard(
         stage: name of the stage that looks at them, for the failures table.
         skip_sha256: images that are left out, by the sha256 of their bytes.
         labels: the stage that has their labels, as in `read_labelled`.
+        relabelled: what people said of labels, by image.
 
     Returns:
         Rows of DECODED_PAYLOAD; an image that can't be decoded is a failure among them.
@@ -40,6 +47,7 @@ def decode_shard(
     part = block["part"][0].as_py()
     read = read_labelled(run, part, ["image_id", "image", "classes", "sha256"], labels)
     rows = [row for row in read if row["sha256"] not in skip_sha256]
+    relabel(rows, relabelled or {})
     for row in rows:
         # Parts of an earlier release have no checksums of their own.
         if hashlib.sha256(row["image"]).hexdigest() != row.pop("sha256"):

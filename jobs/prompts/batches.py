@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fmwsss.core.schemas import features_from_bytes
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.images.labelled import read_labelled
 from fmwsss.jobs.prompts.views import view_of
+from fmwsss.jobs.review.applied import Relabelled, relabel
 from fmwsss.jobs.training.arrow_tensors import stacked
 from fmwsss.jobs.training.drawing import DrawnSource
 
@@ -65,6 +66,7 @@ class BatchSource(DrawnSource):
         augment: keyword arguments of `fmwsss.core.prompts.augmentation.draw_view`.
         random_seed: the run's.
         labels: the stage that has the labels, as in `read_labelled`.
+        relabelled: what people said of labels, by image.
     """
 
     run: Run
@@ -79,6 +81,7 @@ class BatchSource(DrawnSource):
     augment: dict[str, Any]
     random_seed: int
     labels: str = "images"
+    relabelled: Mapping[str, Relabelled] = field(default_factory=dict)
     schema = DRAWN
     rows_at_once = 16
 
@@ -110,6 +113,7 @@ class BatchSource(DrawnSource):
         run, number = self.run, self._view_number(epoch)
         columns = ["image_id", "classes", *(["image"] if self.feature_stage is None else [])]
         rows = read_labelled(run, part, columns, self.labels)
+        relabel(rows, self.relabelled)
         for stage, column in ((self.feature_stage, f"view_{number}"), (self.seed_stage, "seed")):
             if stage is not None:
                 table = run.read_part(stage, part, columns=["image_id", column])

@@ -17,6 +17,7 @@ from fmwsss.jobs.prompts.batches import BatchSource
 from fmwsss.jobs.prompts.encode import Which, is_read, shapes_of, stage_of
 from fmwsss.jobs.prompts.joint import Renewal
 from fmwsss.jobs.prompts.learn_job import LearnJob
+from fmwsss.jobs.review.applied import applied, relabelled_of
 from fmwsss.jobs.stages import Declaration, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training import checkpoint
 from fmwsss.jobs.training.sampling import batches_per_epoch, count_rows
@@ -139,6 +140,7 @@ def _make(config: RunConfig, stage: Stage, run: Run, which: Which) -> Receipt:
         augment=section.augment.model_dump(),
         random_seed=config.random_seed,
         labels=config.labels.stage,
+        relabelled=relabelled_of(applied(run), config.resolve_vocabulary()),
     )
     if source.num_images == 0:
         raise StageError(

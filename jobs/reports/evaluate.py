@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ from fmwsss.core.seeds.sams import label_maps_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.labelled import read_labelled
+from fmwsss.jobs.reports.image_figures import FIGURES, FIGURES_FILE, figures_of
 from fmwsss.jobs.reports.tag_quality import tag_quality
+from fmwsss.jobs.review.applied import Relabelled, applied, relabel, relabelled_of
 from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.stages import Stage, upstream
 
@@ -109,6 +111,7 @@ RESULT = pa.schema(
         ("seeded", pa.list_(pa.int64())),  # those whose last seed has a pixel of it
         ("statistics", pa.list_(pa.float64())),  # sums over images: rows x SEED_STATISTICS
         ("failures", pa.list_(pa.string())),  # images that could not be judged, and why
+        ("figures", pa.list_(pa.struct(list(FIGURES)))),  # of single images
     ]
 )
 
@@ -169,7 +172,11 @@ def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: 
     labelled, seeded = np.zeros(num_classes, int), np.zeros(num_classes, int)
     # What is predicted is a run in the run, and has no tags.
     labels = config.labels.stage if config.labels.stage in {stage.name for stage in stages} else "images"
-    arguments = {"run": run, "vocabulary": vocabulary, "rows": tuple(rows), "label_stage": labels}
+    relabelled = relabelled_of(applied(run), vocabulary)
+    arguments = {
+        "run": run, "vocabulary": vocabulary, "rows": tuple(rows), "label_stage": labels, "relabelled": relabelled,
+    }  # fmt: skip
+    figures: dict[str, pa.Table] = {}
     with StageProgress(STAGE, len(images.parts), "parts") as progress:
 
         def on_done(result: dict[str, Any]) -> None:
@@ -183,9 +190,12 @@ def _judge_rows(config: RunConfig, run: Run, stages: Sequence[Stage], demanded: 
             labelled += result["labelled"]
             seeded += result["seeded"]
             unjudged.extend(result["failures"])
+            figures[result["part"]] = pa.Table.from_pylist(result["figures"], schema=FIGURES)
             progress.advance(1, len(result["failures"]))
 
         map_shards([{"part": part} for part in images.parts], [Operator(judge_shard, arguments, num_cpus=0.5)], on_done)
+    told = pa.concat_tables([FIGURES.empty_table(), *(figures[part] for part in sorted(figures))])
+    run.folder.child(STAGE).write_table(FIGURES_FILE, told, FIGURES)
     num_listed = images.num_rows + images.num_failures
     split = split_name(config)
     entries = []
@@ -231,7 +241,12 @@ def split_name(config: RunConfig) -> str:
 
 
 def judge_shard(
-    block: pa.Table, run: Run, vocabulary: Vocabulary, rows: tuple[Row, ...], label_stage: str = "images"
+    block: pa.Table,
+    run: Run,
+    vocabulary: Vocabulary,
+    rows: tuple[Row, ...],
+    label_stage: str = "images",
+    relabelled: Mapping[str, Relabelled] | None = None,
 ) -> pa.Table:
     """One part's confusion matrices and sums, as one row of RESULT.
 
@@ -241,6 +256,7 @@ def judge_shard(
         vocabulary: of the run.
         rows: of the table.
         label_stage: the stage that has the labels, as in `read_labelled`.
+        relabelled: what people said of labels, by image.
 
     Returns:
         Counts, compressed, and sums.
@@ -254,10 +270,13 @@ def judge_shard(
     num_images, num_judged, failures = [0] * len(rows), [0] * len(rows), []
     truths = run.read_part("images", part, columns=["image_id", "truth"]).to_pylist()
     known = read_labelled(run, part, ["image_id", "classes"], label_stage)
+    relabel(known, relabelled or {})
     classes = {row["image_id"]: row["classes"] or () for row in known}
     tables = {stage: _labels_by_id(run, stage, part) for stage in {row.stage for row in rows}}
     seeds = next((tables[row.stage] for row in reversed(rows) if row.column == "seed"), {})
     labelled, seeded = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    figures: list[dict[str, Any]] = []
+    of_stage = {row.stage: tables[row.stage] for row in rows if row.column == "seed"}
     for image in truths:
         for index in vocabulary.indices(classes.get(image["image_id"], ())):
             labelled[index] += 1
@@ -265,6 +284,9 @@ def judge_shard(
             seeded[index] += own is not None and vocabulary.classes[index - 1] not in own["missing"]
         try:
             truth = decode_label_png(image["truth"]) if image["truth"] is not None else None
+            coarse, fine = (of_stage.get(f"seeds/{name}", {}).get(image["image_id"]) for name in ("coarse", "fine"))
+            if own := figures_of(image["image_id"], coarse, fine, truth, num_classes):
+                figures.append(own)
             if truth is not None:
                 class_images += np.bincount(np.unique(truth[truth != IGNORE]), minlength=num_classes)[:num_classes]
             for i, row in enumerate(rows):
@@ -294,6 +316,7 @@ def judge_shard(
         "seeded": seeded,
         "statistics": statistics.ravel(),
         "failures": failures,
+        "figures": figures,
     }
     return pa.Table.from_pylist([result], schema=RESULT)
 

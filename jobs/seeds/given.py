@@ -18,6 +18,7 @@ from fmwsss.core.schemas import GIVEN_PAYLOAD, MAPS_PAYLOAD, maps_from_bytes, ma
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.class_maps import GivenSource
 from fmwsss.jobs.images.labelled import read_labelled
+from fmwsss.jobs.review.applied import Relabelled, relabel
 
 SIZE_PAYLOAD = MAPS_PAYLOAD[:3]
 
@@ -118,6 +119,7 @@ def given_shard(
     vocabulary: Vocabulary,
     stage: str,
     labels: str = "images",
+    relabelled: Mapping[str, Relabelled] | None = None,
 ) -> pa.Table:
     """A block that names one part of `images/` in, MAPS_PAYLOAD rows of given maps alone out; no image is decoded.
 
@@ -129,10 +131,12 @@ def given_shard(
         vocabulary: of the run.
         stage: for the failures table.
         labels: the stage that has the labels, as in `read_labelled`.
+        relabelled: what people said of labels, by image.
     """
     part = block["part"][0].as_py()
     columns = ["image_id", "height_px", "width_px", "classes"]
     rows = read_labelled(run, part, columns, labels)
+    relabel(rows, relabelled or {})
     started = start_rows(part, rows, SIZE_PAYLOAD)
     tables = _tables(started, sources)
 

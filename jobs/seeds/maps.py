@@ -31,6 +31,7 @@ from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_cl
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
 from fmwsss.jobs.images.decode import decode_shard
+from fmwsss.jobs.review.applied import applied, relabelled_of
 from fmwsss.jobs.seeds.given import add_given, given_shard
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 from fmwsss.jobs.stages import Declaration, ShardCost, Stage
@@ -118,19 +119,17 @@ def map_operators(
         One operator where every map is given; else decoding, CLIP, and between them given maps of a mixture.
     """
     given = given_sources(section.source)
-    own = {"sources": given, "vocabulary": config.resolve_vocabulary(), "stage": stage}
+    vocabulary = config.resolve_vocabulary()
+    own = {"sources": given, "vocabulary": vocabulary, "stage": stage}
+    relabelled = relabelled_of(applied(run), vocabulary)
     if not needs_clip(section.source):
         parts = section.source.parts if isinstance(section.source, MixtureSource) else ()
         weights = [part.weight for part in parts] or [1.0]
-        return [
-            Operator(
-                given_shard,
-                {"run": run, "weights": weights, "labels": config.labels.stage, **own},
-                num_cpus=plan.helper_cpus,
-            )
-        ]
+        arguments = {"run": run, "weights": weights, "labels": config.labels.stage, "relabelled": relabelled, **own}
+        return [Operator(given_shard, arguments, num_cpus=plan.helper_cpus)]
+    arguments = {"run": run, "stage": stage, "labels": config.labels.stage, "relabelled": relabelled}
     return [
-        Operator(decode_shard, {"run": run, "stage": stage, "labels": config.labels.stage}, num_cpus=plan.helper_cpus),
+        Operator(decode_shard, arguments, num_cpus=plan.helper_cpus),
         *([Operator(add_given, own, num_cpus=plan.helper_cpus)] if given else []),
         clip_operator(config, plan, section, prompts, stage, with_looks),
     ]

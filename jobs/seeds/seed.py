@@ -5,6 +5,7 @@ Maps come from CLIP as they are made; where the foreground is learned on the dat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import FOREGROUND_FILE, PROMPTS_FILE, Run
 from fmwsss.core.images import encode_grey_png, encode_label_png
 from fmwsss.core.schemas import MAPS, SEEDS, features_of, maps_from_bytes, superpixels_from_row
+from fmwsss.core.seeds.corrections import PaintedRegion, with_corrections
 from fmwsss.core.seeds.foreground import FoldModels
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.review.applied import applied, regions_of
+from fmwsss.jobs.review.bring_in import PAINTED
 from fmwsss.jobs.seeds.maps import PROMPTS_OF, map_operators
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
 from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
@@ -121,6 +125,7 @@ def _operators(
         "section": section,
         "png": png,
         "confidence": config.seeds.confidence,
+        "regions": regions_of(applied(run), config.resolve_vocabulary()) if stage == PAINTED else {},
     }
     if section.foreground:
         maps, foreground = (f"{room}/{stage.removeprefix('seeds/')}" for room in ("maps", "foreground"))
@@ -160,6 +165,7 @@ def write_shard(
     png: bool,
     confidence: bool,
     foreground: FoldModels | None = None,
+    regions: Mapping[str, Sequence[PaintedRegion]] | None = None,
 ) -> pa.Table:
     """Writes the seeds of one shard, with its failures.
 
@@ -172,6 +178,7 @@ def write_shard(
         png: write a PNG of each too.
         confidence: keep the confidence of each pixel.
         foreground: that was learned on the dataset; None leaves it to the maps.
+        regions: what people painted, by image.
 
     Returns:
         One row of counts.
@@ -187,7 +194,14 @@ def write_shard(
     seeded = map_rows(
         keep_images(block, superpixels),
         lambda row: _seed_row(
-            row, superpixels[row["image_id"]], images.get(row["image_id"]), vocabulary, section, confidence, foreground
+            row,
+            superpixels[row["image_id"]],
+            images.get(row["image_id"]),
+            vocabulary,
+            section,
+            confidence,
+            foreground,
+            (regions or {}).get(row["image_id"], ()),
         ),
         SEEDS_PAYLOAD,
         stage,
@@ -203,6 +217,7 @@ def _seed_row(
     section: SeedSection,
     with_confidence: bool,
     foreground: FoldModels | None,
+    regions: Sequence[PaintedRegion],
 ) -> dict[str, Any]:
     superpixels = superpixels_from_row(superpixels_row)
     indices = vocabulary.indices(row["classes"])
@@ -212,6 +227,8 @@ def _seed_row(
         margins = np.asarray(row["margins"], np.float32)
         decision = foreground.decide(row["image_id"], features_of(row["features"], len(margins)), margins)
     seed = make_seed(section, superpixels, maps, indices, image, decision)
+    if regions:
+        seed = with_corrections(seed, superpixels, regions, indices)
     return {
         **{field.name: row[field.name] for field in SEEDS if field.name in row},
         "seed": encode_label_png(seed.labels),

@@ -67,6 +67,7 @@ class CropSource(DrawnSource):
         batch_size: images of all workers together.
         settings: of the crops.
         random_seed: the run's.
+        rejected: images that people rejected; nothing is learned from them.
     """
 
     run: Run
@@ -77,6 +78,7 @@ class CropSource(DrawnSource):
     batch_size: int
     settings: CropSettings
     random_seed: int
+    rejected: frozenset[str] = frozenset()
     schema = DRAWN
     rows_at_once = 8
 
@@ -112,7 +114,7 @@ class CropSource(DrawnSource):
         return [
             {**row, "labels": labels[row["image_id"]][column], "confidence": labels[row["image_id"]].get("confidence")}
             for row in images
-            if row["image_id"] in labels
+            if row["image_id"] in labels and row["image_id"] not in self.rejected
         ]
 
     def draw(self, rows: list[dict[str, Any]], index: int, batch: int, epoch: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.review.applied import applied, rejected_of
 from fmwsss.jobs.run_layout import LAST, round_stage
 from fmwsss.jobs.segmenter import predict, refine
 from fmwsss.jobs.segmenter.train_job import TrainJob
@@ -141,16 +142,17 @@ def _train_round(config: RunConfig, stage: Stage, run: Run, section: SegmenterSe
     spec = segmenter_spec(config)
     new_segmenter(spec)  # a setting that is wrong should be told before workers start
     crop_settings = CropSettings(**{field.name: getattr(section, field.name) for field in fields(CropSettings)})
-    parts = tuple(images.parts)
+    parts, rejected = tuple(images.parts), rejected_of(applied(run))
     source = CropSource(
         run=run,
         parts=parts,
-        part_rows=count_rows(run, parts, ["images", labels[0]]),
+        part_rows=count_rows(run, parts, ["images", labels[0]], rejected),
         labels=labels,
         weighted=section.confidence_weights,
         batch_size=section.batch_size,
         settings=crop_settings,
         random_seed=config.random_seed,
+        rejected=rejected,
     )
     job = TrainJob(
         run=run,

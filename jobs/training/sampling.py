@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,13 +14,16 @@ WINDOW_PARTS = 16  # rows are shuffled across this many parts at a time: memory 
 NUM_READERS = 16  # of ids, at the start; each waits for a store most of the time
 
 
-def count_rows(run: Run, parts: Sequence[str], stages: Sequence[str]) -> tuple[int, ...]:
+def count_rows(
+    run: Run, parts: Sequence[str], stages: Sequence[str], without: Set[str] = frozenset()
+) -> tuple[int, ...]:
     """How many images of each part are in every one of some stages.
 
     Args:
         run: the run folder.
         parts: `part-00000.parquet`, ...
         stages: whose images count.
+        without: images that do not count.
 
     Returns:
         A count for each part.
@@ -28,7 +31,7 @@ def count_rows(run: Run, parts: Sequence[str], stages: Sequence[str]) -> tuple[i
 
     def count(part: str) -> int:
         tables = (run.read_part(stage, part, columns=["image_id"]) for stage in stages)
-        return len(set.intersection(*(set(table["image_id"].to_pylist()) for table in tables)))
+        return len(set.intersection(*(set(table["image_id"].to_pylist()) for table in tables)) - without)
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return tuple(pool.map(count, parts))

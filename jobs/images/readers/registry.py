@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
-from fmwsss.jobs.images.readers.base import Listing, without_labels
+from fmwsss.jobs.images.id_list import ids_of_list
+from fmwsss.jobs.images.readers.base import DatasetError, Listing, counted, without_labels
 from fmwsss.jobs.images.readers.class_names import ClassNames
 from fmwsss.jobs.images.readers.coco import is_coco, read_coco
 from fmwsss.jobs.images.readers.folder import list_images, read_class_folders, read_folder
@@ -35,8 +36,21 @@ def read_dataset(
     """
     listing = _remembered.pop((data.model_dump_json(), tuple(classes)), None)
     listing = listing or without_labels(_read(data, ClassNames(classes)), keep_unlabelled)
+    if data.only_images is not None:
+        listing = _only(listing, data.only_images)
     most = None if data.kind == "toy" else data.max_images
     return listing if most is None else replace(listing, sources=listing.sources[:most])
+
+
+def _only(listing: Listing, place: str) -> Listing:
+    """The images of a listing that a list names."""
+    ids = ids_of_list(place)
+    sources = [source for source in listing.sources if source.image_id in ids]
+    if not sources:
+        raise DatasetError(f"none of the {len(ids)} ids of {place} is one of the {len(listing.sources)} images")
+    absent = sorted(ids - {source.image_id for source in sources})
+    notes = [*listing.notes, *([f"{counted(absent, 'listed image')} not in the dataset"] if absent else [])]
+    return replace(listing, sources=sources, notes=notes)
 
 
 def remember(data: LabelledData | UnlabelledData, classes: Iterable[str], listing: Listing) -> None:
