@@ -56,6 +56,23 @@ def with_map(
     return (grey * (1 - 0.75 * heat) + colour * 0.75 * heat).astype(np.uint8)
 
 
+def with_doubt(
+    image: UInt8[np.ndarray, "height width 3"], doubt: Float[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Red over the photograph in grey where a seed is unsure.
+
+    Args:
+        image: RGB.
+        doubt: 1 - confidence of each pixel.
+
+    Returns:
+        RGB of the same size.
+    """
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.7
+    share = doubt.clip(0, 1)[..., None] * 0.8
+    return (grey * (1 - share) + np.array([255, 40, 40]) * share).astype(np.uint8)
+
+
 def with_superpixels(
     image: UInt8[np.ndarray, "height width 3"], superpixels: Superpixels, level: int
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -86,12 +103,12 @@ def data_url(image: UInt8[np.ndarray, "height width 3"], width_px: int) -> str:
         width_px: of the picture in the page; its height follows.
 
     Returns:
-        A `data:` URL of a JPEG.
+        A `data:` URL of a WebP.
     """
     height_px = max(1, round(image.shape[0] * width_px / image.shape[1]))
     buffer = io.BytesIO()
-    Image.fromarray(image).resize((width_px, height_px), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(image).resize((width_px, height_px), Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _edges(labels: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import jinja2
 import numpy as np
 import ray
+import yaml
+from PIL import Image
 
 from fmwsss.cluster.storage.json_files import read_json
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.redaction import redacted
 from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.core.labels import PALETTE
 from fmwsss.core.metrics import confusion_matrix, mean_iou
-from fmwsss.core.overlays import data_url, with_labels, with_map, with_superpixels
+from fmwsss.core.overlays import data_url, with_doubt, with_labels, with_map, with_superpixels
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.reports.evaluate import STAGE
-from fmwsss.jobs.reports.table import class_cells, table_cells
+from fmwsss.jobs.reports.table import class_cells, shown_table
 from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
 from fmwsss.jobs.stages import Stage, upstream
@@ -28,7 +32,8 @@ from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 PAGE_FILE = "index.html"
 THUMBNAIL_PX = 240
-PANELS = ("image", "CAM", "whole", "part", "sub-part", "coarse", "fine", "truth")
+PANELS = ("image", "CAM", "whole", "part", "sub-part", "coarse", "fine", "doubt", "truth")
+WORST, TYPICAL = "most uncertain", "typical"
 CURVE_POINTS = 200
 
 
@@ -52,14 +57,15 @@ def run(config: RunConfig, run: Run, stages: Sequence[Stage]) -> str:
 
 
 def _choose(run: Run, parts: list[str], count: int) -> list[tuple[str, str]]:
-    """(part, image id) of images spread evenly over the whole range from most to least uncertain."""
+    """(part, image id) of the `count` most uncertain images, and of as many around the median of the others."""
     ranked = []
     for part in parts:
         table = run.read_part("seeds/fine", part, columns=["image_id", "mean_confidence"])
         ranked += [(row["mean_confidence"], row["image_id"], part) for row in table.to_pylist()]
     ranked.sort()
-    picks = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)) if ranked else []
-    return [(ranked[i][2], ranked[i][1]) for i in picks]
+    worst, others = ranked[:count], ranked[count:]
+    begin = max(0, (len(others) - count) // 2)
+    return [(part, image_id) for _, image_id, part in (*worst, *others[begin : begin + count])]
 
 
 @ray.remote
@@ -84,18 +90,25 @@ def make_page(config: RunConfig, run: Run, chosen: list[tuple[str, str]], learne
         wanted = {image_id for other, image_id in chosen if other == part}
         cards += _cards(run, part, wanted, vocabulary, MAPS_COLUMN[config.seeds.fine.maps])
     cards.sort(key=lambda card: (-card["uncertainty"], card["image_id"]))
+    for place, card in enumerate(cards):
+        card["group"] = WORST if place < config.preview.num_images else TYPICAL
+    manifest = run.manifest() or {}
     page = importlib.resources.files("fmwsss.jobs.reports") / "templates/report.html"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(page.read_text(encoding="utf-8")).render(
         title=run.folder.url.rstrip("/").rpartition("/")[2],
         metrics=metrics,
-        table=[table_cells(row) for row in metrics["rows"]],
+        table=shown_table(metrics),
         by_class=class_cells(metrics),
         curves=[_curve(run, stage) for stage in learned if run.folder.child(stage).exists(HISTORY_FILE)],
         failures=run.failures().to_pylist(),
         classes=sorted({chip["name"] for card in cards for chip in card["classes"]}),
-        panel_names=cards[0]["panels"] if cards else [],
+        groups=[(name, [card for card in cards if card["group"] == name]) for name in (WORST, TYPICAL)],
         cards=cards,
+        url=redacted(run.folder.url),
+        models=manifest.get("models", {}),
+        versions=manifest.get("versions", {}),
+        settings=yaml.safe_dump(manifest.get("config", {}), sort_keys=False, allow_unicode=True),
     )
 
 
@@ -122,6 +135,9 @@ def _card(rows: dict[str, Any], vocabulary: Vocabulary, column: str) -> dict[str
     for name in ("coarse", "fine"):
         if rows[f"seeds/{name}"] is not None:
             pictures[name] = with_labels(image, decode_label_png(rows[f"seeds/{name}"]["seed"]))
+    if fine["confidence"]:
+        doubt = 1 - np.asarray(Image.open(BytesIO(fine["confidence"])), np.float32) / 255
+        pictures["doubt"] = with_doubt(image, doubt)
     iou = None
     if rows["images"]["truth"] is not None:
         truth = decode_label_png(rows["images"]["truth"])

@@ -34,6 +34,25 @@ def table_cells(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+HEADS = {
+    "name": "labels", "miou": "mIoU", "accuracy": "pixels", "boundary": "boundary", "worst": "worst class",
+    "best": "best class", "best_on_truth": "best on truth", "confidence": "confidence", "coverage": "covered",
+    "images": "images", "failures": "failures", "seconds": "s / image",
+}  # fmt: skip
+
+
+def shown_table(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The table of the page: columns that some row has something in, and empty cells where a row has nothing.
+
+    Returns:
+        `heads` by key, and `rows`, each with the cells by key.
+    """
+    rows = [table_cells(row) for row in metrics["rows"]]
+    rows = [{key: "" if cell == NONE else cell for key, cell in row.items()} for row in rows]
+    heads = {key: head for key, head in HEADS.items() if any(row[key] not in ("", 0) for row in rows)}
+    return {"heads": heads, "rows": rows}
+
+
 def class_cells(metrics: dict[str, Any]) -> dict[str, Any]:
     """IoU of each class in every row, classes in the order of what the masks allow and the last seeds miss.
 
