@@ -200,7 +200,7 @@ def test_the_keyboard_alone_suffices(browser: Browser, tmp_path: Path) -> None:
         browser.press("k")
         browser.until(lambda: browser.text("#place").startswith("2 of 20"))
         browser.press("s")
-        browser.until(lambda: "superpixel" in browser.text("#picked"))
+        browser.until(lambda: " px): " in browser.text("#picked"))
         browser.press("b")
         browser.until(lambda: "1 corrections" in browser.text("main"))
         browser.press("a")
@@ -209,7 +209,7 @@ def test_the_keyboard_alone_suffices(browser: Browser, tmp_path: Path) -> None:
         browser.until(lambda: "corrected, 1" in browser.text("main"))
         # The class by Tab and Enter.
         browser.press("s")
-        browser.until(lambda: "superpixel" in browser.text("#picked"))
+        browser.until(lambda: " px): " in browser.text("#picked"))
         for _ in range(60):
             browser.press(Keys.TAB)
             if browser.script("return document.activeElement.dataset.class") == "cat":
