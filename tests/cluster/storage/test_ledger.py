@@ -258,3 +258,27 @@ def test_a_receipt_that_comes_after_a_retry_was_asked_for_is_none(run: Run) -> N
     with pytest.raises(RunInUse, match="begun anew by another driver"):
         run.finish(receipt_of("images"))
     assert Run(run.folder).begin("images", INPUTS) == set()
+
+
+def test_some_images_of_a_part_are_made_again_and_the_others_keep_their_rows(run: Run) -> None:
+    part = part_name(0)
+    run.begin("images", INPUTS)
+    old = [{"image_id": name, "value": 1} for name in "abc"]
+    run.write_part("images", part, old, SCHEMA, [failure_row(name, "images", ValueError("bad")) for name in "xy"])
+    run.finish(receipt_of("images"))
+    Run(run.folder).do_again("images", [part], {part: {"b"}})
+    Run(run.folder).do_again("images", [part], {part: {"x"}})
+    again = Run(run.folder)
+    assert again.begin("images", INPUTS) == set()
+    assert again.images_again("images", part) == {"b", "x"}
+    new = [{"image_id": name, "value": 2} for name in "abcx"]
+    again.write_part("images", part, new, SCHEMA, [failure_row("y", "images", ValueError("worse"))])
+    made = {row["image_id"]: row["value"] for row in again.read_part("images", part).to_pylist()}
+    assert made == {"a": 1, "b": 2, "c": 1, "x": 2}
+    assert again.num_failures_of("images", part) == 1
+    # Whoever asks for the whole part, before or after, gets it.
+    Run(run.folder).do_again("images", [part])
+    Run(run.folder).do_again("images", [part], {part: {"b"}})
+    whole = Run(run.folder)
+    whole.begin("images", INPUTS)
+    assert whole.images_again("images", part) is None

@@ -22,7 +22,7 @@ from tests.support.fault_injection import DEMO, ROOT, SMALL
 
 def start(url: Path, *more: str) -> str:
     command = [sys.executable, "-m", "fmwsss.jobs", "run", DEMO, f"run={url}", *SMALL, *more]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -38,7 +38,8 @@ def changed(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]])
     return [image_id for image_id in before if before[image_id] != after[image_id]]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_exactly_the_corrected_images_change(undisturbed: str, tmp_path: Path) -> None:
     url = tmp_path / "run"
     shutil.copytree(undisturbed, url)
