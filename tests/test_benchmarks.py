@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import methods, proposals, seeding, tables
+from benchmarks.chaos.schedule import Schedule
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.core.superpixels.sam import propose
 from fmwsss.core.toy.models import toy_sam
@@ -85,3 +87,20 @@ def test_the_listing_of_datasets_is_measured():
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert {kind: own["images"] for kind, own in told.items()} == {"coco": 40, "folder": 60}
     assert all(own["peak_gib"] > 0 for own in told.values())
+
+
+def test_every_fault_of_chaos_comes_once_before_any_comes_again() -> None:
+    schedule = Schedule(["a", "b", "c", "d"], random.Random(0))
+    first = []
+    while schedule.missing():
+        name = schedule.draw(["a", "b", "c", "d"])
+        assert name
+        first.append(name)
+        schedule.note(name, has_happened=len(first) > 1)  # the first one does not come to pass
+    assert sorted(first[1:]) == ["a", "b", "c", "d"]
+    assert first[0] == first[4]
+    assert schedule.draw([]) is None
+    # What is not possible waits for a run where it is.
+    drawn = {name for _ in range(6) if (name := schedule.draw(["a", "b"])) and schedule.note(name, True) is None}
+    assert drawn == {"a", "b"}
+    assert schedule.draw(["c"]) == "c"

@@ -2,11 +2,12 @@
 
 Everything around the models is the real thing (ingest, decoding, operators of superpixels and seeds, ledger, lock, Ray
 Data); the replicas are actors that sleep and always find the same. So a run takes seconds, and every stage of it can be
-hit. benchmarks/chaos.py does the same with models.
+hit. benchmarks/chaos does the same with models.
 
 CHEAP_CLOCK_FILE: of the seconds by which the clock is wrong that numbers a driver's claims; it may change at any time.
 CHEAP_WEIGHTS_FILE: a file on whose content superpixels depend, as on the weights of a model.
 CHEAP_SETTING: a setting on which superpixels depend.
+CHEAP_DATASET: of the run file, in place of drawn scenes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.storage import driver_lock
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.telemetry.progress import running
+from fmwsss.jobs import steps
 from fmwsss.jobs.cli import _told_in_lines
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
@@ -34,7 +36,7 @@ from fmwsss.jobs.config.seeds import SeedSection
 from fmwsss.jobs.images import ingest
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.stages import begin_stage, run_sharded
+from fmwsss.jobs.stages import Stage, demand_unchanged
 from fmwsss.jobs.superpixels import propose
 from tests.support.fault_injection import DEMO
 
@@ -46,49 +48,60 @@ SETTINGS = [f"dataset.num_images={NUM_IMAGES}", f"shard_rows={SHARD_ROWS}"]
 
 def main() -> None:
     url, address, *stages = sys.argv[1:]
-    if path := os.environ.get("CHEAP_CLOCK_FILE"):
-        wrong = {"time": lambda: time.time() + float(Path(path).read_text() or 0)}
-        driver_lock.time = SimpleNamespace(**{**vars(time), **wrong})  # type: ignore[assignment]
-    config = load_config(DEMO, [f"run={url}", *SETTINGS])
+    step_clock()
+    dataset = os.environ.get("CHEAP_DATASET")
+    config = load_config(DEMO, [f"run={url}", *SETTINGS, *([f"dataset={dataset}"] if dataset else [])])
     run = Run(Folder(url))
+    asked = stages_of(config)
     with _told_in_lines():
         run.folder.probe()
         with hold(run.folder, running) as claim:
             run = Run(run.folder.guarded(claim))
+            due = [stage for stage in asked if not stages or stage.name in stages]
+            demand_unchanged(due, run)
             run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": STAGES})
             with session(address):
-                for stage in stages or STAGES:
-                    do(config, run, stage)
+                steps._make_all(config, run, due, asked)
 
 
-def settings_of(stage: str) -> dict[str, Any]:
-    if stage != "superpixels":
-        return {}
+def step_clock() -> None:
+    """From here on the clock that numbers this driver's claims is wrong by what CHEAP_CLOCK_FILE says."""
+    if path := os.environ.get("CHEAP_CLOCK_FILE"):
+        wrong = {"time": lambda: time.time() + float(Path(path).read_text() or 0)}
+        driver_lock.time = SimpleNamespace(**{**vars(time), **wrong})  # type: ignore[assignment]
+
+
+def settings_of_superpixels() -> dict[str, Any]:
     found: dict[str, Any] = {"setting": os.environ.get("CHEAP_SETTING", "")}
     if path := os.environ.get("CHEAP_WEIGHTS_FILE"):
         found["sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return found
 
 
-def do(config: RunConfig, run: Run, stage: str) -> Receipt:
-    if stage == "images":
-        return ingest.run(config, run)
-    receipts = [receipt for name in STAGES[: STAGES.index(stage)] if (receipt := run.receipt(name))]
-    started = begin_stage(run, stage, settings_of(stage), receipts)
-    if started.receipt:
-        return started.receipt
-    decode = Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=0.5)
-    if stage == "superpixels":
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages of images and superpixels, and the coarse seeds, with models that take no time but a sleep."""
+
+    def decode(run: Run, stage: str) -> Operator:
+        return Operator(decode_shard, {"run": run, "stage": stage}, num_cpus=0.5)
+
+    def superpixels(run: Run) -> list[Operator]:
         sam = {"seconds_per_image": SECONDS_PER_IMAGE, "height_px": 128, "width_px": 128}
         model = Operator(IdleSam, sam, num_cpus=0.5, num_replicas=2)
         write = Operator(propose.write_shard, {"run": run, "settings": AS_FOUND}, num_cpus=0.5)
-    else:
+        return [decode(run, "superpixels"), model, write]
+
+    def seeds(run: Run) -> list[Operator]:
         model = Operator(IdleClip, {"seconds_per_image": SECONDS_PER_IMAGE}, num_cpus=0.5, num_replicas=2)
         section = SeedSection(maps="cam", alpha=0.6, box_threshold=None)
-        vocabulary = config.resolve_vocabulary()
-        arguments = {"run": run, "stage": stage, "vocabulary": vocabulary, "section": section}
+        arguments = {"run": run, "stage": STAGES[2], "vocabulary": config.resolve_vocabulary(), "section": section}
         write = Operator(seed.write_shard, {**arguments, "png": True, "confidence": True}, num_cpus=0.5)
-    return run_sharded(run, started, receipts[0].parts, receipts[0].num_rows, [decode, model, write])
+        return [decode(run, STAGES[2]), model, write]
+
+    return [
+        ingest.images_stage(config),
+        Stage("superpixels", "images", ("images",), settings_of_superpixels, operators=superpixels, of_pixels=True),
+        Stage(STAGES[2], "images", ("images", "superpixels"), operators=seeds),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs of the toy world on several nodes, and what can happen to them; for the tests and for benchmarks/chaos.py."""
+"""Runs of the toy world on several nodes, and what can happen to them; for the tests and for benchmarks/chaos."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
 
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
+from tests.support.network import HOST, Network
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -27,19 +29,36 @@ SMALL = [
 ]  # fmt: skip
 STAGES = ["images", "superpixels", "prompts/classification", "seeds/coarse", "prompts/segmentation", "seeds/fine"]
 WORKERS = ("MapWorker", "MapBatches", "RayTrainWorker", "TrainController")  # as their processes are named
+HEALTH_CHECK = {"period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 5}  # a node is given up in some 15 s
 LOGS = "/logs/"  # of TensorBoard: they hold times
 TOLD_APART = ("_receipt.json", "_inputs.json", "manifest.json", "metrics.json", "index.html")
 
 
 class ThreeNodes:
-    """A head and two nodes on this machine; a node that is killed is replaced."""
+    """A head and two nodes on this machine; a node that is killed is replaced.
 
-    def __init__(self) -> None:
+    Args:
+        network: of two machines, which the nodes are then on.
+    """
+
+    def __init__(self, network: Network | None = None) -> None:
         # The nodes' workers are to import these packages, wherever others are installed.
         os.environ["PYTHONPATH"] = str(ROOT)
         os.environ.setdefault("RAY_worker_niceness", "0")
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(2)]
+        self.network = network
+        head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False}
+        if network:
+            head["node_ip_address"] = HOST
+            for name, number in HEALTH_CHECK.items():
+                os.environ.setdefault(f"RAY_health_check_{name}", str(number))
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self._add_node(index) for index in range(2)]
+
+    def _add_node(self, index: int) -> Any:
+        if self.network is None:
+            return self.cluster.add_node(num_cpus=2)
+        with self.network.inside(index):
+            return self.cluster.add_node(num_cpus=2, node_ip_address=self.network.addresses[index])
 
     @property
     def address(self) -> str:
@@ -48,11 +67,11 @@ class ThreeNodes:
 
     def kill_node(self, index: int) -> None:
         """A machine vanishes, without a word, and after a moment there is another one."""
-        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=2))
+        self.cluster.remove_node(self.nodes[index], allow_graceful=False)
+        self.nodes[index] = self._add_node(index)
 
     def stall(self, index: int, seconds: float) -> None:
-        """The processes of a node stand still for a while; if it is given up meanwhile, there is another one."""
+        """The processes of a node stand still for a while."""
         raylet = self.nodes[index].all_processes["raylet"][0].process
         stopped = [raylet.pid, *(pid for pid, _, parent in self._workers() if parent == raylet.pid)]
         for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -61,9 +80,19 @@ class ThreeNodes:
                     os.kill(pid, number)
             if number == signal.SIGSTOP:
                 time.sleep(seconds)
-        time.sleep(1.0)
-        if raylet.poll() is not None:
-            self.kill_node(index)
+
+    def cut(self, index: int, seconds: float) -> None:
+        """Nothing reaches a node for a while, and it reaches nothing; its processes go on. Needs a network."""
+        assert self.network
+        self.network.cut(index)
+        time.sleep(seconds)
+        self.network.mend(index)
+
+    def replace_dead(self) -> None:
+        """A node that gave up, or that was given up, is replaced by another."""
+        for index, node in enumerate(self.nodes):
+            if node.all_processes["raylet"][0].process.poll() is not None:
+                self.kill_node(index)
 
     def kill_busy_node(self) -> str | None:
         """As `kill_node`, of a node where something is done; returns the name of a worker there, None if all idle."""
@@ -102,11 +131,16 @@ class ThreeNodes:
 
 
 def start_run(
-    run: str, address: str, log: Path, more: Sequence[str] = (), config: str = DEMO
+    run: str,
+    address: str,
+    log: Path,
+    more: Sequence[str] = (),
+    config: str = DEMO,
+    module: str = "fmwsss.jobs",
 ) -> subprocess.Popen[bytes]:
     """`fmwsss run` of a few scenes in a process of its own, its output appended to a file."""
     where = [f"run={run}", f"cluster.address={address}", "cluster.num_replicas=2", "cluster.checkpoint_every_s=0"]
-    command = [sys.executable, "-m", "fmwsss.jobs", "run", config, *SMALL, *where, *more]
+    command = [sys.executable, "-m", module, "run", config, *SMALL, *where, *more]
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 

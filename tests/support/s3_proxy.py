@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-OutOfOrder = Literal["503", "reset"]
+OutOfOrder = Literal["503", "reset", "slow"]
+SLOW_S = 2.0
 
 
 class Proxy(ThreadingHTTPServer):
     """Hands every request on as it is: the signature holds, since it covers the name of this proxy as host.
 
     Attributes:
-        mood: None to work, "503" to throttle, "reset" to cut connections.
+        mood: None to work, "503" to throttle, "reset" to cut connections, "slow" to hand each request on after a while,
+            so that those that come together are done in another order.
         next_put: what becomes of the next PUT alone: "lost" is done and its answer cut off, "409" is a conflict.
         requests: method and path of every request, those that were refused included.
-        num_refused: requests that were not handed on.
+        num_refused: requests that were not handed on, or not at once.
     """
 
     daemon_threads = True
 
-    def __init__(self, target_url: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, target_url: str, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), _Handler)
+        self.host = host
         target = urlsplit(target_url)
         self.target = (str(target.hostname), int(target.port or 80))
         self.mood: OutOfOrder | None = None
@@ -39,16 +44,16 @@ class Proxy(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """What clients take as AWS_ENDPOINT_URL."""
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away in mid-sentence are part of the test."""
 
 
 @contextlib.contextmanager
-def proxy_to(target_url: str) -> Iterator[Proxy]:
+def proxy_to(target_url: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
     """A proxy that listens for the length of a `with`."""
-    proxy = Proxy(target_url)
+    proxy = Proxy(target_url, host)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:
@@ -77,7 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._hand_on(body)
             return
         self.server.num_refused += 1
-        if self.server.mood == "503":
+        if self.server.mood == "slow":
+            time.sleep(random.uniform(0, SLOW_S))
+            self._hand_on(body)
+        elif self.server.mood == "503":
             self._answer(
                 503, [], b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             )

@@ -1,0 +1,1 @@
+"""Random faults in random moments of runs on three nodes: `python -m benchmarks.chaos`."""
