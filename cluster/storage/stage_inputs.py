@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmwsss.core.errors import InputError
@@ -14,11 +14,13 @@ class ChangedInputs(InputError):  # noqa: N818 - the name says what happened
 
     Attributes:
         found: the line without what to do.
+        changes: what differs, an entry each.
     """
 
-    def __init__(self, found: str, advice: str) -> None:
-        super().__init__(f"{found}; {advice}")
-        self.found = found
+    def __init__(self, stage: str, changes: Sequence[str], advice: str) -> None:
+        self.changes = list(changes)
+        self.found = f"{stage} was begun with other settings: {'; '.join(changes)}"
+        super().__init__(f"{self.found}; {advice}")
 
 
 def demand_same(stage: str, was: Mapping[str, Any], now: Mapping[str, Any], advised: str) -> None:
@@ -36,7 +38,8 @@ def demand_same(stage: str, was: Mapping[str, Any], now: Mapping[str, Any], advi
     changes = _changes(was, now)
     if changes:
         raise ChangedInputs(
-            f"{stage} was begun with other settings: {'; '.join(changes)}",
+            stage,
+            changes,
             f"use another run folder, or start again from there: `fmwsss run RUN_FILE --from {advised}`",
         )
 

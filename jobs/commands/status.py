@@ -11,8 +11,10 @@ from rich.table import Table
 
 from fmwsss.cluster.storage.driver_lock import SILENT_S, is_gone, read_claims
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.redaction import plain
 from fmwsss.core.errors import InputError
 from fmwsss.jobs.commands.failures import failures_of
+from fmwsss.jobs.commands.outlook import look_ahead
 
 LINE_WIDTH = 120  # of a log or a pipe
 
@@ -23,7 +25,8 @@ def gather(run: Run) -> dict[str, Any]:
     Returns:
         `run`, `driver` (`state`: "working", "silent", "dead" or "none"; where, and since when), `stages` in their order
         (`stage`, `state`: "complete", "working", "begun" or "waiting"; `done`, `total`, `left`, `failed`, `per_second`,
-        `seconds_left`, `note`; null where it can't be known), and `failures` (`stage`, `error_type`, `images`).
+        `seconds_left`, `note`; null where it can't be known; `changes`: what it was begun with and this release would
+        not use), `failures` (`stage`, `error_type`, `images`), and `next`: what `fmwsss run` would do, in words.
 
     Raises:
         ValueError: there is no run.
@@ -43,7 +46,22 @@ def gather(run: Run) -> dict[str, Any]:
     ]
     kinds = Counter((row["stage"], row["error_type"]) for row in failures_of(run))
     failures = [{"stage": stage, "error_type": kind, "images": count} for (stage, kind), count in kinds.most_common()]
-    return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures}
+    outlook = look_ahead(run, manifest)
+    for row in stages:
+        row["changes"] = outlook.changes.get(row["stage"], [])
+    if driver["state"] != "working":
+        told = outlook.refused or _next([(row["stage"], row["state"]) for row in stages])
+    else:
+        told = "refused while this driver works on it"
+    return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures, "next": told}
+
+
+def _next(stages: list[tuple[str, str]]) -> str:
+    """What `run` does first, of stages and their states."""
+    stage, state = next(((stage, state) for stage, state in stages if state != "complete"), ("", ""))
+    if not stage:
+        return "nothing is left to be made"
+    return f"goes on with {stage}" if state == "begun" else f"makes {stage}"
 
 
 def _num_images(run: Run, stage: str) -> int | None:
@@ -65,7 +83,7 @@ def show(state: dict[str, Any]) -> None:
     if driver["state"] != "none":
         told = f"{driver['host']}, process {driver['pid']}, since {driver['started']}: {told}"
     console = Console(markup=False, highlight=False, width=None if Console().is_terminal else LINE_WIDTH)
-    console.print(f"run     {state['run']}\ndriver  {told}")
+    console.print(plain(f"run     {state['run']}\ndriver  {told}"))
     table = Table("stage", "state")
     for head in ("done", "left", "failed", "a second", "time left"):
         table.add_column(head, justify="right")
@@ -74,10 +92,14 @@ def show(state: dict[str, Any]) -> None:
         left_s = row["seconds_left"]
         time_left = str(timedelta(seconds=round(left_s))) if left_s is not None else ""
         cells = ["" if row[key] is None else str(row[key]) for key in ("done", "left", "failed")]
-        table.add_row(row["stage"], f"{row['state']} {row['note']}".strip(), *cells, rate, time_left)
+        table.add_row(plain(row["stage"]), plain(f"{row['state']} {row['note']}".strip()), *cells, rate, time_left)
     console.print(table)
+    for row in state["stages"]:
+        for change in row["changes"]:
+            console.print(plain(f"changed {row['stage']}: {change}"))
+    console.print(plain(f"next    `fmwsss run`: {state['next']}"))
     for row in state["failures"]:
-        console.print(f"failed  {row['images']} images in {row['stage']}: {row['error_type']}")
+        console.print(plain(f"failed  {row['images']} images in {row['stage']}: {row['error_type']}"))
 
 
 def _driver(run: Run) -> dict[str, Any]:
