@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.installed
 TEST_READY := $(VENV)/.installed-test
 
-.PHONY: demo test test-all test-gpu lint clean
+.PHONY: demo test test-all test-gpu lint lock clean
 demo: $(READY)
 	$(VENV)/bin/fmwsss run configs/demo.yaml
 
@@ -24,6 +24,12 @@ lint: $(TEST_READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+
+# The same versions as constraints.txt, with the sha256 of every file that they are published as.
+lock: $(READY)
+	$(VENV)/bin/pip install --quiet "uv>=0.8"
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --constraint constraints.txt --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --extra segmenter --extra s3 pyproject.toml --output-file requirements.txt
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
