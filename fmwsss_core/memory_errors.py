@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Generator
 
 from fmwsss.core.errors import InputError
@@ -14,7 +15,8 @@ _OF_GPU = ("cuda out of memory", "cublas_status_alloc_failed", "cudnn_status_all
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of PyTorch or of Python means that there was too little memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    torch = sys.modules.get("torch")  # nobody who has not imported it has an error of it
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in (*_OF_CPU, *_OF_GPU))

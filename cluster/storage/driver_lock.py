@@ -31,10 +31,11 @@ from typing import Any
 
 from fmwsss.cluster.storage.driver_signals import owned_signals
 from fmwsss.cluster.storage.folder import FileError, Folder, StorageError
+from fmwsss.cluster.storage.storage_errors import seconds_from
 
 CLAIMS = "_driver"
 # Twelve beats; time in which the store itself gives no answer is not counted. The same for every driver of a run.
-SILENT_S = float(os.environ.get("FMWSSS_LEASE_S", "60"))
+SILENT_S = seconds_from("FMWSSS_LEASE_S", 60)
 BEAT_S = SILENT_S / 12
 NUM_ATTEMPTS = 3
 # How long a process that found its driver's claim in place need not look again.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from fmwsss.core.errors import InputError
@@ -18,19 +21,19 @@ TRANSIENT_ERRNOS = {
     errno.EPIPE,
 }
 OF_MACHINE = {errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE}
-# By name, so that botocore and aiohttp are not imported for a local folder.
-TRANSIENT_NAMES = {
-    "HTTPClientError",
-    "ConnectionClosedError",
-    "ConnectTimeoutError",
-    "ReadTimeoutError",
-    "EndpointConnectionError",
-    "ResponseStreamingError",
-    "IncompleteReadError",
-    "IncompleteRead",
-    "ClientError",
-    "FSTimeoutError",
+# Classes by their modules: those that nobody imported, for a local folder say, raise nothing.
+Kinds = Mapping[str, Sequence[str]]
+_TRANSIENT: Kinds = {
+    "botocore.exceptions": ("HTTPClientError", "ConnectionError", "IncompleteReadError"),
+    "aiohttp": ("ClientError",),
+    "asyncio": ("IncompleteReadError",),
+    "http.client": ("IncompleteRead",),
 }
+_WITHOUT_CREDENTIALS: Kinds = {
+    "botocore.exceptions": ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+}
+_WITHOUT_ENDPOINT: Kinds = {"botocore.exceptions": ("ConnectionError",)}
+_TRANSIENT_STATUS = (408, 409, 429)  # and everything from 500 on
 
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}
 
@@ -51,6 +54,29 @@ class DamagedFile(StorageError):  # noqa: N818 - the name says what happened
     """One file whose bytes are not those that were written."""
 
 
+def seconds_from(variable: str, default: float) -> float:
+    """A time that the environment may set.
+
+    Args:
+        variable: its name.
+        default: seconds where it is not set, or empty.
+
+    Returns:
+        Seconds, more than 0.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    text = os.environ.get(variable) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"the environment has {variable}={text!r}: it is to be a number of seconds above 0")
+    return seconds
+
+
 def is_missing_bucket(error: BaseException) -> bool:
     """Whether it is not the object but its bucket that is absent."""
     response = getattr(error.__cause__, "response", None) or {}
@@ -63,8 +89,22 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & TRANSIENT_NAMES) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
+        return True
+    return _is_one_of(error, _TRANSIENT) or _is_of_transient_status(error)
+
+
+def _is_one_of(error: BaseException, kinds: Kinds) -> bool:
+    imported = [(sys.modules[module], names) for module, names in kinds.items() if module in sys.modules]
+    return isinstance(error, tuple(getattr(module, name) for module, names in imported for name in names))
+
+
+def _is_of_transient_status(error: BaseException) -> bool:
+    """Of an answer that s3fs has no error of the system for."""
+    if not _is_one_of(error, {"botocore.exceptions": ("ClientError",)}):
+        return False
+    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status in _TRANSIENT_STATUS or status >= 500
 
 
 def reason_of(error: BaseException, num_tries: int) -> str | None:
@@ -77,8 +117,7 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
     Returns:
         The end of a line, without secrets.
     """
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+    if _is_one_of(error, _WITHOUT_CREDENTIALS):
         return (
             "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or for a public "
             "bucket FSSPEC_S3_ANON=true"
@@ -95,7 +134,7 @@ def reason_of(error: BaseException, num_tries: int) -> str | None:
         extra = next((extra for package, extra in _EXTRAS.items() if package in str(error)), None)
         install = f"; `pip install 'fmwsss[{extra}]'`, on every node" if extra else ""
         return f"its scheme needs a package that is not installed{install}"
-    if "EndpointConnectionError" in names or isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) or _is_one_of(error, _WITHOUT_ENDPOINT):
         endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
         where = f" at {endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
         return f"no answer{where} after {num_tries} tries; check the network and AWS_ENDPOINT_URL"

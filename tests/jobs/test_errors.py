@@ -134,6 +134,8 @@ def test_a_mistake_is_one_line(arguments: list[str], words: str, tmp_path: Path,
         ({"RAY_TMPDIR": "{tmp}/" + "long" * 25}, "give Ray a shorter folder by RAY_TMPDIR"),
         ({"RAY_TMPDIR": "/proc/nowhere"}, "by RAY_TMPDIR"),
         ({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}, "set PYTHONUTF8=1"),
+        ({"FMWSSS_LEASE_S": "a minute"}, "FMWSSS_LEASE_S='a minute'"),
+        ({"FMWSSS_PATIENCE_S": "-1"}, "a number of seconds above 0"),
     ],
 )
 def test_what_a_machine_lacks_at_the_start_is_one_line(environment: dict[str, str], words: str, tmp_path: Path) -> None:
