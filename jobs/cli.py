@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fmwsss.cluster.storage.redaction import redacted
+from fmwsss.cluster.storage.redaction import plain
 from fmwsss.core.errors import FmwsssError, InputError
 from fmwsss.core.memory_errors import told_out_of_memory
 from fmwsss.jobs.config.load import load_config
@@ -478,7 +478,7 @@ def _told_in_lines() -> Iterator[None]:
         sys.exit(exit_code())
     except FmwsssError as error:
         if os.environ.get("FMWSSS_DEBUG"):
-            print(redacted(traceback.format_exc()), file=sys.stderr)
+            print(plain(traceback.format_exc()), file=sys.stderr)
         print(f"fmwsss: {_one_line_each(error)}", file=sys.stderr)
         sys.exit(2)
 
@@ -486,7 +486,7 @@ def _told_in_lines() -> Iterator[None]:
 def _one_line_each(error: BaseException) -> str:
     # From a worker of Ray it comes with the worker's traceback around it, which is for bugs.
     error = getattr(error, "cause", None) or error
-    return redacted("\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip()))
+    return plain("\nfmwsss: ".join(line for line in str(error).splitlines() if line.strip()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -502,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(arguments, prog_name="fmwsss")
     except Exception:
         # Not `sys.excepthook`: Typer puts its own there.
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(plain(traceback.format_exc()), end="", file=sys.stderr)
         print(f"fmwsss: {A_BUG}", file=sys.stderr)
         sys.exit(1)
 

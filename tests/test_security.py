@@ -20,13 +20,15 @@ import torch
 from fmwsss.cluster.models.loaders import load_clip
 from fmwsss.cluster.models.spec import ModelError, ModelSpec
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.ledger import Run, part_name
 from fmwsss.cluster.storage.redaction import redacted
 from fmwsss.core.prompts.learner import PromptLearner
+from fmwsss.core.schemas import IMAGES
 from fmwsss.core.vocabularies import custom_vocabulary
 from fmwsss.jobs import cli
 from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import ConfigError, config_of, load_config
+from fmwsss.jobs.stages import begin_stage, finish_stage
 from fmwsss.jobs.training.checkpoint import CHECKPOINT_FILE, restore
 
 ROOT = Path(__file__).parents[1]
@@ -257,3 +259,20 @@ with session(num_cpus=1):
         env=environment, capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert result.stdout.split()[:4] == ["0o600", "True", "False", "True"], result.stderr
+
+
+def test_a_terminal_is_told_nothing_that_it_would_obey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of stages, files and failures of a run that comes from a stranger."""
+    evil = "seeds\x1b]0;owned\x07\u202e\x9b31m"
+    run = Run(Folder(str(tmp_path / "run")))
+    run.write_manifest({"config": {}, "stages": [evil], "units": {evil: "images"}})
+    finish_stage(run, begin_stage(run, evil, {}, []), [], 0, 0)
+    failure = dict.fromkeys(("error_type", "message", "traceback"), evil) | {"image_id": evil, "stage": evil}
+    run.write_part(evil, part_name(0), [], IMAGES, [failure])
+    (tmp_path / "run" / evil / "_receipt.json").write_text("{")
+    for command in (["status", run.folder.url], ["failures", run.folder.url], ["verify", run.folder.url]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        told = "".join(capsys.readouterr())
+        assert "seeds" in told
+        assert not set(told) & {"\x1b", "\x07", "\u202e", "\x9b"}, command

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from fmwsss.cluster.storage.local_disk import (
     copy_local,
+    demand_inside,
     has_links,
     is_temporary,
     leftovers,
@@ -45,13 +46,14 @@ from fmwsss.cluster.storage.storage_errors import (
     is_transient,
     kind_of,
     reason_of,
+    seconds_from,
 )
 from fmwsss.core.errors import InputError
 
 NUM_TRIES = 9
 NUM_TRIES_AT_START = 4  # a mistake in an address should be told soon
 # How long a store that is out of order (it restarts, it throttles) is waited for. The first wait is doubled each time.
-PATIENCE_S = float(os.environ.get("FMWSSS_PATIENCE_S", "120"))
+PATIENCE_S = seconds_from("FMWSSS_PATIENCE_S", 120)
 FIRST_WAIT_S = PATIENCE_S / (2 ** (NUM_TRIES - 1) - 1)
 NUM_DELETERS = NUM_WRITERS = 16
 PIECE_BYTES = 8 << 20
@@ -68,6 +70,8 @@ class Folder:
         url: where it is.
         guard: called before anything here or below is written or deleted; raises where that is no longer allowed (a
             driver that was replaced, see `driver_lock`).
+        root: what nothing is written or deleted outside of, by way of a link in it; left out, the folder itself. Those
+            of `child` keep it.
 
     Raises:
         ValueError: the URL is empty, or has credentials in it.
@@ -75,6 +79,7 @@ class Folder:
 
     url: str
     guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    root: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.url.strip():
@@ -90,6 +95,7 @@ class Folder:
         else:
             url = f"{scheme.lower()}://{rest}".rstrip("/")
         object.__setattr__(self, "url", url)
+        object.__setattr__(self, "root", self.root or url)
 
     @property
     def is_local(self) -> bool:
@@ -258,8 +264,7 @@ class Folder:
         Raises:
             StorageError: it can't be written.
         """
-        path = self._at(name)
-        self._demand_leave()
+        path = self._target(name)
         if self.is_local:
             self._patiently("write", path, lambda: write_local(path, data))
         else:
@@ -277,8 +282,7 @@ class Folder:
         Raises:
             StorageError: it can't be written.
         """
-        path = self._at(name)
-        self._demand_leave()
+        path = self._target(name)
         if self.is_local:
             self._patiently("write", path, lambda: copy_local(local_path, path))
         else:
@@ -296,8 +300,7 @@ class Folder:
         Returns:
             False where the file that is there holds something else.
         """
-        path = self._at(name)
-        self._demand_leave()
+        path = self._target(name)
         if self.is_local:
             is_new = self._patiently("write", path, lambda: write_local(path, data, is_new=True))
             return is_new or self.read(name) == data
@@ -319,8 +322,7 @@ class Folder:
             old: what it must hold.
             new: what it holds then.
         """
-        path = self._at(name)
-        self._demand_leave()
+        path = self._target(name)
         if self.is_local:
             return self._patiently("write", path, lambda: swap_local(path, old, new)) or self.read(name) == new
         # What the store calls the content comes first: if it changes before the bytes are read, the PUT is refused.
@@ -406,6 +408,8 @@ class Folder:
         """Delete files; a name that is absent is no error."""
         self._demand_leave()
         paths = [self._at(name) for name in names]
+        for path in {os.path.dirname(path): path for path in paths}.values() if self.is_local else ():
+            demand_inside(path, self.root)
 
         def delete(path: str) -> None:
             self._patiently("delete", path, lambda: self._remove(path))
@@ -423,6 +427,7 @@ class Folder:
         """Delete what writers that were killed have left on a local disk; how many files that were."""
         left = leftovers(Path(self.url)) if self.is_local else []
         for path in left:
+            demand_inside(str(path), self.root)
             path.unlink(missing_ok=True)
         return len(left)
 
@@ -431,7 +436,7 @@ class Folder:
             self.guard()
 
     def _write_one(self, name: str, data: bytes) -> None:
-        path = self._at(name)
+        path = self._target(name)
         self._patiently("write", path, lambda: write_local(path, data))
 
     def _at(self, name: str) -> str:
@@ -439,6 +444,14 @@ class Folder:
         if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
             raise InputError(f"{name!r} is no name inside {self.url}: it may not be empty, absolute or hold `..`")
         return f"{self.url.rstrip('/')}/{name}"
+
+    def _target(self, name: str) -> str:
+        """The path of a file that is to be written or deleted, if that is allowed."""
+        path = self._at(name)
+        self._demand_leave()
+        if self.is_local:
+            demand_inside(path, self.root)
+        return path
 
     def _put_new(self, path: str, data: bytes) -> bool:
         return self._put_if(path, data, mode="create")

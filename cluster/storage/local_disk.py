@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmwsss.cluster.storage.storage_errors import FileError, RefusedFile
+from fmwsss.cluster.storage.storage_errors import FileError, RefusedFile, StorageError
 
 
 def walk(base: Path, prefix: str) -> Iterator[tuple[str, int]]:
@@ -93,6 +93,24 @@ def read_local(path: str, max_bytes: int | None = None, start: int = 0, num_byte
     if max_bytes is not None and len(data) > max_bytes:
         raise FileError(f"{path} has more than the {max_bytes} bytes that are allowed")
     return data
+
+
+def demand_inside(path: str, root: str) -> None:
+    """Refuses to change what a link in a folder leads to: a run may come from anybody, and its links with it.
+
+    Args:
+        path: of a file that is to be written or deleted, below the root.
+        root: a folder, which may itself be a link.
+
+    Raises:
+        StorageError: its folder is not in the root.
+    """
+    parent, top = os.path.realpath(os.path.dirname(path)), os.path.realpath(root)
+    if os.path.commonpath([parent, top]) != top:
+        raise StorageError(
+            f"{path} is not touched: a link in {root} leads out of it, to {parent}. Where its files shall lie there, "
+            "give that folder as the whole run's own"
+        )
 
 
 def leftovers(base: Path) -> list[Path]:

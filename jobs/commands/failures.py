@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmwsss.cluster.storage.ledger import Run, home_of
+from fmwsss.cluster.storage.redaction import plain
 from fmwsss.core.errors import InputError
 
 LINE_WIDTH = 160  # of a log or a pipe, where there is no terminal to ask
@@ -51,15 +52,11 @@ def show(run: Run, stage: str | None = None) -> None:
     kinds = Counter((row["stage"], row["error_type"]) for row in rows)
     summary = Table("stage", "error", "images", title=f"{len(rows)} failures in {run.folder.url}")
     for (name, kind), count in kinds.most_common():
-        summary.add_row(name, kind, str(count))
+        summary.add_row(plain(name), plain(kind), str(count))
     table = Table("image", "stage", "error", "message")
     for row in rows:
-        table.add_row(*(_plain(row[key]) for key in ("image_id", "stage", "error_type", "message")))
+        cells = (str(row[key]) for key in ("image_id", "stage", "error_type", "message"))
+        table.add_row(*(plain(" ".join(cell.split())) for cell in cells))
     console = Console(markup=False, width=None if Console().is_terminal else LINE_WIDTH)
     console.print(summary)
     console.print(table)
-
-
-def _plain(text: Any) -> str:
-    """Text of a dataset on one line, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))

@@ -12,6 +12,7 @@ from fmwsss.cluster.storage.folder import FileError
 from fmwsss.cluster.storage.ledger import INPUTS, NUM_READERS, RECEIPT, Run
 from fmwsss.cluster.storage.parquet import parse_table
 from fmwsss.cluster.storage.receipts import StageFile
+from fmwsss.cluster.storage.redaction import plain
 from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.errors import InputError
 
@@ -58,11 +59,11 @@ def run_command(run: Run, is_mended: bool) -> bool:
             run.folder.sweep()
         damages = find_damage(run)
         for damage in damages:
-            print(f"{damage.run.folder.url}/{damage.stage}/{damage.file} {damage.found}")
+            print(plain(f"{damage.run.folder.url}/{damage.stage}/{damage.file} {damage.found}"))
         if not damages:
             print(f"every file of {run.folder.url} is what was written")
         elif is_mended:
-            print("\n".join(mend(run, damages)))
+            print(plain("\n".join(mend(run, damages))))
         else:
             print(f"`fmwsss verify {run.folder.url} --mend` has what is damaged made again by the next start")
     return not damages

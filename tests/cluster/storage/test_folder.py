@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -19,6 +20,8 @@ import pytest
 
 from fmwsss.cluster.storage import folder as storage
 from fmwsss.cluster.storage.folder import NUM_TRIES, FileError, Folder, StorageError, read_url
+from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.storage_errors import is_transient
 from tests.support.s3_proxy import proxy_to
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
@@ -334,3 +337,52 @@ def test_a_conditional_write_whose_answer_is_lost_or_that_conflicts_is_done_once
         assert folder.read("claim") == b"mine again"
         # Each PUT once more after its fault, and the one that was refused.
         assert sum(request.startswith("PUT") for request in proxy.requests) >= 5
+
+
+def test_what_may_succeed_later_is_told_by_its_class() -> None:
+    """A class of one's own with the name of a transient error is none."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+    aiohttp = pytest.importorskip("aiohttp")
+    own = type("ReadTimeoutError", (Exception,), {})
+
+    def of_status(status: int) -> Exception:
+        return exceptions.ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+    transient = [
+        exceptions.ReadTimeoutError(endpoint_url="x"), exceptions.EndpointConnectionError(endpoint_url="x"),
+        exceptions.ConnectTimeoutError(endpoint_url="x"), aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError(), of_status(503), of_status(429), OSError(errno.EBUSY, "slow down"), TimeoutError(),
+    ]  # fmt: skip
+    lasting = [own(), of_status(400), of_status(403), exceptions.NoCredentialsError(), FileNotFoundError(), KeyError()]
+    assert [is_transient(error) for error in transient] == [True] * len(transient)
+    assert [is_transient(error) for error in lasting] == [False] * len(lasting)
+
+
+def test_nothing_is_changed_where_a_link_leads_out(tmp_path: Path) -> None:
+    """A run folder may come from anybody, and its links with it; the folder itself may be one."""
+    theirs, run = tmp_path / "theirs", tmp_path / "run"
+    theirs.mkdir()
+    (theirs / "part-00000.parquet").write_bytes(b"precious")
+    (theirs / ".part.x.tmp").write_bytes(b"precious")
+    (run / "inside").mkdir(parents=True)
+    (run / "stage").symlink_to(theirs)
+    (run / "here").symlink_to(run / "inside")
+    (tmp_path / "way").symlink_to(run)
+    folder = Folder(str(tmp_path / "way"))
+    stage = folder.child("stage")
+    (tmp_path / "local").write_bytes(b"new")
+    ways = [
+        lambda: stage.write("new", b"new"), lambda: stage.write_many({"new": b"new"}),
+        lambda: stage.create("new", b"new"), lambda: stage.swap("part-00000.parquet", b"precious", b"new"),
+        lambda: stage.upload("new", str(tmp_path / "local")), lambda: stage.delete(["part-00000.parquet"]),
+        stage.delete_all, stage.sweep, lambda: folder.write("stage/new", b"new"), lambda: Run(folder).reset("stage"),
+    ]  # fmt: skip
+    for way in ways:
+        with pytest.raises(StorageError, match=r"is not touched: a link in .* leads out of it"):
+            way()
+    assert {path.name: path.read_bytes() for path in theirs.iterdir()} == {
+        "part-00000.parquet": b"precious",
+        ".part.x.tmp": b"precious",
+    }
+    folder.write("here/new", b"new")
+    assert (run / "inside" / "new").read_bytes() == b"new"
