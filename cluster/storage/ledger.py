@@ -170,8 +170,7 @@ class Run:
     def _parts_there(self, stage: str, known: _Known, there: Mapping[str, int]) -> set[str]:
         """The parts of an open stage that need not be made again."""
         stage_folder = self.folder.child(stage)
-        listed = read_json(stage_folder, JOURNAL) if JOURNAL in there else []
-        noted = {file["name"]: StageFile(**file) for file in listed}
+        noted = self._journal_of(stage_folder) if JOURNAL in there else {}
         sizes = stage_folder.sizes("part-")
         parts = {part: name for name in sorted(sizes) if (part := part_of(name, known.mark))}
         are_read = sum(sizes.values()) <= LOOK_BYTES
@@ -195,6 +194,15 @@ class Run:
         }
         known.files = {part: file for part, file in files.items() if file and part not in known.again}
         return set(known.files)
+
+    @staticmethod
+    def _journal_of(folder: Folder) -> dict[str, StageFile]:
+        """What earlier starts noted of their files, by name; nothing, and a line, where it is damaged."""
+        try:
+            return {file["name"]: StageFile(**file) for file in read_json(folder, JOURNAL)}
+        except (DamagedFile, TypeError, KeyError):
+            print(f"{folder.url}/{JOURNAL} is damaged: every part is read again", file=sys.stderr, flush=True)
+            return {}
 
     @staticmethod
     def _look(folder: Folder, name: str, noted: StageFile | None) -> StageFile | None:
@@ -573,6 +581,11 @@ class Run:
         folder, mark = self.folder.child(FAILURES_FOLDER).child(stage), self._known(stage).mark
         parts = {part: name for name in folder.list("part-") if (part := part_of(name, mark))}
         return {part: folder.num_rows(name) for part, name in parts.items()}
+
+    def failure_files(self, stage: str) -> dict[str, str]:
+        """Files of the table of failures of a stage, in its folder there, with the parts that they belong to."""
+        names, mark = self.folder.child(FAILURES_FOLDER).child(stage).list("part-"), self._mark_of_inputs(stage)
+        return {name: part for name in names if (part := part_of(name, mark))}
 
     def timeline(self) -> list[dict[str, Any]]:
         """When each operator had each shard, on which node and process: events of Chrome's trace format."""

@@ -12,6 +12,7 @@ from typing import Any
 from fmwsss.core.errors import InputError
 
 NUM_DIGITS = 8  # of the hash in a file's name
+SUM = "sum"  # a key of a receipt: of all the others
 _PART = re.compile(r"part-(\d+)(?:-([0-9a-f]{8}))?\.parquet")
 
 
@@ -81,17 +82,21 @@ class Receipt:
     attempt: str = field(default="", compare=False)
 
     def to_json(self) -> bytes:
-        """This receipt as JSON, in UTF-8."""
-        return to_json(asdict(self))
+        """This receipt as JSON, in UTF-8, with a hash of what it tells."""
+        told = json.loads(to_json(asdict(self)))
+        return to_json({**told, SUM: _sum_of(told)})
 
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:
         """The receipt that `to_json` wrote; what a newer release tells beyond it is left out.
 
         Raises:
-            ValueError: it is no receipt.
+            ValueError: it is no receipt, or not what was written.
         """
         told = json.loads(data)
+        # Those of earlier releases have none.
+        if SUM in told and told.pop(SUM) != _sum_of(told):
+            raise InputError("it is not what was written")
         known = {name: told[name] for name in (field.name for field in fields(cls)) if name in told}
         files = [StageFile(**{key: file[key] for key in asdict(_NONE)}) for file in told.get("files", [])]
         try:
@@ -101,6 +106,10 @@ class Receipt:
 
 
 _NONE = StageFile("", 0, 0, "")
+
+
+def _sum_of(told: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json({key: told[key] for key in told if key != SUM})).hexdigest()
 
 
 def part_name(index: int) -> str:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import FileError
-from fmwsss.cluster.storage.ledger import INPUTS, NUM_READERS, RECEIPT, Run
+from fmwsss.cluster.storage.ledger import FAILURES_FOLDER, INPUTS, NUM_READERS, RECEIPT, Run
 from fmwsss.cluster.storage.parquet import parse_table
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.storage.redaction import plain
 from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.core.errors import InputError
+from fmwsss.jobs.images import record
 
 PNG_COLUMNS = ("seed", "labels")  # whichever a table has is what its PNGs hold too
 
@@ -71,7 +72,8 @@ def run_command(run: Run, is_mended: bool) -> bool:
 
 def find_damage(run: Run) -> list[Damage]:
     """Reads every file of every stage, also of those of predictions in a run; what of it is not what was written."""
-    return [damage for own, stage in _stages(run) for damage in _damage_of(own, stage)]
+    ways = (_damage_of, _failures_of, _record_of)
+    return [damage for own, stage in _stages(run) for look in ways for damage in look(own, stage)]
 
 
 def mend(run: Run, damages: list[Damage]) -> list[str]:
@@ -95,6 +97,11 @@ def mend(run: Run, damages: list[Damage]) -> list[str]:
                 own.folder.child(stage).write(damage.file, damage.data)
                 lines.append(f"{stage}/{damage.file}: written again from its part")
         left = [damage for damage in mine if damage.data is None]
+        if any(damage.file == record.FILE for damage in left):
+            # The images themselves are whole, and their dataset may be gone.
+            own.folder.child(stage).delete([record.FILE])
+            left = [damage for damage in left if damage.file != record.FILE]
+            lines.append(f"{stage}: what it tells of the dataset is deleted, and changes of that are no longer noticed")
         if any(damage.file == RECEIPT for damage in left):
             own.do_again(stage, [])
             lines.append(f"{stage}: its receipt is written again by the next start")
@@ -106,6 +113,25 @@ def mend(run: Run, damages: list[Damage]) -> list[str]:
             own.do_again(stage, parts)
             lines.append(f"{stage}: {', '.join(parts)}: made again by the next start")
     return lines
+
+
+def _failures_of(run: Run, stage: str) -> Iterator[Damage]:
+    """Tables of failed images that can't be read any more: their parts have to be made again."""
+    folder = run.folder.child(FAILURES_FOLDER).child(stage)
+    for name, part in run.failure_files(stage).items():
+        try:
+            folder.read_table(name)
+        except DamagedFile:
+            yield Damage(
+                run, stage, name, f"has lost its failures, {folder.url}/{name} is no Parquet file any more", part
+            )
+
+
+def _record_of(run: Run, stage: str) -> Iterator[Damage]:
+    try:
+        record.read_record(run, stage)
+    except DamagedFile:
+        yield Damage(run, stage, record.FILE, "is no Parquet file any more")
 
 
 def _stages(run: Run) -> list[tuple[Run, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from fmwsss.cluster.storage import receipts
 from fmwsss.cluster.storage.driver_lock import RunInUse
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import ChangedInputs, Receipt, Run, part_index, part_name
@@ -205,6 +206,7 @@ def test_what_is_made_again_stays_until_it_is(run: Run) -> None:
 def test_a_receipt_of_a_newer_release_is_read(run: Run) -> None:
     told = json.loads(receipt_of("images").to_json()) | {"mood": "good"}
     told["files"] = [{"name": "part-00000.parquet", "rows": 1, "bytes": 2, "sha256": "ab", "colour": "red"}]
+    told["sum"] = receipts._sum_of(told)
     run.folder.write("images/_receipt.json", json.dumps(told).encode())
     receipt = run.receipt("images")
     assert receipt is not None

@@ -74,7 +74,9 @@ def test_what_was_read_and_is_made_again_since_is_told(tmp_path: Path) -> None:
     finish_stage(run, begin_stage(run, "superpixels", superpixels.inputs(), [receipt]), [], 0, 0)
     state = gather(run)
     assert (rows(state), state["next"]) == ({}, "nothing is left to be made")
-    change(tmp_path / "images" / "_receipt.json", parts=["part-00000.parquet"])
+    run.folder.child("images").delete(["_receipt.json"])
+    run = Run(run.folder)
+    finish_stage(run, begin_stage(run, "images", images.inputs(), []), ["part-00000.parquet"], 0, 0)
     assert rows(gather(Run(run.folder))) == {"superpixels": ["reads.images: made again since"]}
 
 

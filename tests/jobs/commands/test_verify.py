@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pytest
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run, part_name
 from fmwsss.cluster.storage.storage_errors import DamagedFile
+from fmwsss.core.schemas import FAILURES
 from fmwsss.jobs.commands.verify import find_damage, run_command
+from fmwsss.jobs.images import record
 from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 
 SEEDS = pa.schema([("image_id", pa.string()), ("seed", pa.binary())])
@@ -93,6 +96,52 @@ def test_a_part_of_an_open_stage_that_is_damaged_is_made_again(run: Run) -> None
     assert again.begin("seeds/fine", {"reads": {}}) == {PARTS[1]}
     again.write_part("seeds/fine", PARTS[0], [{"image_id": "i0", "seed": b"\0" * 4000}], SEEDS, [])
     assert Run(run.folder).begin("seeds/fine", {"reads": {}}) == set(PARTS)
+
+
+@pytest.mark.parametrize("key", ["num_rows", "num_failures", "parts"])
+def test_a_receipt_that_tells_something_else_is_found(run: Run, key: str) -> None:
+    path = Path(run.folder.url, "seeds/fine/_receipt.json")
+    told = json.loads(path.read_text())
+    told[key] = PARTS[:1] if key == "parts" else told[key] + 1
+    path.write_text(json.dumps(told))
+    with pytest.raises(DamagedFile, match=r"_receipt\.json is damaged"):
+        Run(run.folder).receipt("seeds/fine")
+    assert not run_command(run, True)
+    assert Run(run.folder).begin("seeds/fine", {"reads": {}}) == set(PARTS)
+
+
+def test_failures_that_are_damaged_are_told_again(run: Run) -> None:
+    failure = dict.fromkeys(FAILURES.names, "x") | {"image_id": "i2", "stage": "seeds/fine"}
+    mark = run.file_of("seeds/fine", PARTS[0])
+    run.folder.child("failures/seeds/fine").write_table(mark, [failure], FAILURES)
+    assert find_damage(run) == []
+    flip(run, f"failures/seeds/fine/{mark}", 0.2)
+    (damage,) = find_damage(run)
+    assert (damage.file, damage.part) == (mark, PARTS[0])
+    assert not run_command(run, True)
+    again = Run(run.folder)
+    assert again.begin("seeds/fine", {"reads": {}}) == {PARTS[1]}
+    assert again.failures("seeds/fine").num_rows == 0
+    again.write_part("seeds/fine", PARTS[0], [{"image_id": "i0", "seed": b"\0" * 4000}], SEEDS, [failure])
+    assert again.failures("seeds/fine").num_rows == 1
+    assert find_damage(again) == []
+
+
+def test_what_a_run_tells_of_its_dataset_can_be_damaged(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    record.write_record(run, "seeds/fine", [])
+    assert find_damage(run) == []
+    flip(run, f"seeds/fine/{record.FILE}")
+    assert not run_command(run, True)
+    assert "changes of that are no longer noticed" in capsys.readouterr().out
+    assert record.read_record(run, "seeds/fine") is None
+    assert run_command(run, False)
+
+
+def test_a_journal_that_is_damaged_is_none(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.folder.delete(["seeds/fine/_receipt.json"])
+    run.folder.write("seeds/fine/_journal.json", b"[{")
+    assert Run(run.folder).begin("seeds/fine", {"reads": {}}) == set(PARTS)
+    assert "_journal.json is damaged: every part is read again" in capsys.readouterr().err
 
 
 def test_leftovers_of_killed_writers_are_swept(run: Run) -> None:
