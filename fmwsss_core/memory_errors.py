@@ -15,8 +15,8 @@ _OF_GPU = ("cuda out of memory", "cublas_status_alloc_failed", "cudnn_status_all
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of PyTorch or of Python means that there was too little memory."""
-    torch = sys.modules.get("torch")  # nobody who has not imported it has an error of it
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+    # Nobody who has not imported torch has an error of it.
+    if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in (*_OF_CPU, *_OF_GPU))
