@@ -14,6 +14,7 @@ from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Run
 from fmwsss.cluster.storage.retry import forget
+from fmwsss.cluster.storage.storage_errors import DamagedFile
 from fmwsss.cluster.telemetry.progress import running
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
@@ -199,7 +200,12 @@ def _make_all(
 
 def _adopt_weights(run: Run, stages: Sequence[Stage], models: Models) -> None:
     begun = [stage.name for stage in stages if run.folder.child(stage.name).exists(INPUTS)]
-    adopt_weights(run, begun, (run.manifest() or {}).get("models", {}), models)
+    try:
+        recorded = (run.manifest() or {}).get("models", {})
+    except DamagedFile as error:
+        print(f"fmwsss: {str(error).partition(';')[0]}; it is written again", file=sys.stderr)
+        recorded = {}
+    adopt_weights(run, begun, recorded, models)
 
 
 def _reset(config: RunConfig, run: Run, stages: Sequence[Stage]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.storage_errors import DamagedFile
 
+ADVICE = "`fmwsss verify RUN --mend`, and the command that made the run, make it again"
+
 
 def read_json(folder: Folder, name: str) -> Any:
     """What a JSON file holds.
@@ -27,4 +29,4 @@ def read_json(folder: Folder, name: str) -> Any:
     try:
         return json.loads(data)
     except ValueError:
-        raise DamagedFile(f"{folder.url}/{name} is damaged: it is no JSON; put back a copy, or start anew") from None
+        raise DamagedFile(f"{folder.url}/{name} is damaged: it is no JSON; {ADVICE}") from None

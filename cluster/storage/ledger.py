@@ -344,6 +344,22 @@ class Run:
         """
         return self._known(stage).images.get(part)
 
+    def demand_inputs(self, stage: str) -> None:
+        """Whether it can be read with what a stage was begun, if it was; raises DamagedFile."""
+        if self.folder.child(stage).exists(INPUTS):
+            read_json(self.folder.child(stage), INPUTS)
+
+    def restore_inputs(self, stage: str) -> bool:
+        """Write what a stage was begun with again, from its receipt; False where that tells it not."""
+        folder = self.folder.child(stage)
+        try:
+            receipt = Receipt.from_json(folder.read(RECEIPT))
+        except (ValueError, KeyError, AttributeError):
+            return False
+        tokens = {MARK: mark_of(receipt.inputs), ATTEMPT: receipt.attempt} if receipt.attempt else {}
+        folder.write(INPUTS, to_json({**receipt.inputs, **tokens}))
+        return True
+
     def was_begun_with(self, stage: str, settings: Mapping[str, Any]) -> bool:
         """Whether a stage was begun, and with these settings; what it reads is not looked at.
 

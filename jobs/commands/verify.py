@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import FileError
-from fmwsss.cluster.storage.ledger import FAILURES_FOLDER, INPUTS, NUM_READERS, RECEIPT, Run
+from fmwsss.cluster.storage.ledger import FAILURES_FOLDER, INPUTS, MANIFEST, NUM_READERS, RECEIPT, Run
 from fmwsss.cluster.storage.parquet import parse_table
 from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.storage.redaction import plain
@@ -51,8 +51,11 @@ def run_command(run: Run, is_mended: bool) -> bool:
     Raises:
         InputError: there is no run.
     """
-    if run.manifest() is None:
-        raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
+    try:
+        if run.manifest() is None:
+            raise InputError(f"there is no run at {run.folder.url}: it has no manifest.json")
+    except DamagedFile:
+        print(plain(f"{run.folder.url}/{MANIFEST} is damaged: the command that made this run writes it again"))
     with contextlib.ExitStack() as stack:
         if is_mended:
             claim = stack.enter_context(hold(run.folder, lambda: None))
@@ -72,8 +75,15 @@ def run_command(run: Run, is_mended: bool) -> bool:
 
 def find_damage(run: Run) -> list[Damage]:
     """Reads every file of every stage, also of those of predictions in a run; what of it is not what was written."""
-    ways = (_damage_of, _failures_of, _record_of)
-    return [damage for own, stage in _stages(run) for look in ways for damage in look(own, stage)]
+    found = []
+    for own, stage in _stages(run):
+        try:
+            own.demand_inputs(stage)
+        except DamagedFile:
+            found.append(Damage(own, stage, INPUTS, "is no JSON any more"))
+            continue
+        found += [damage for look in (_damage_of, _failures_of, _record_of) for damage in look(own, stage)]
+    return found
 
 
 def mend(run: Run, damages: list[Damage]) -> list[str]:
@@ -102,7 +112,13 @@ def mend(run: Run, damages: list[Damage]) -> list[str]:
             own.folder.child(stage).delete([record.FILE])
             left = [damage for damage in left if damage.file != record.FILE]
             lines.append(f"{stage}: what it tells of the dataset is deleted, and changes of that are no longer noticed")
-        if any(damage.file == RECEIPT for damage in left):
+        if any(damage.file == INPUTS for damage in left):
+            if own.restore_inputs(stage):
+                lines.append(f"{stage}/{INPUTS}: written again from its receipt")
+            else:
+                own.reset(stage)
+                lines.append(f"{stage}: all of it is made again by the next start")
+        elif any(damage.file == RECEIPT for damage in left):
             own.do_again(stage, [])
             lines.append(f"{stage}: its receipt is written again by the next start")
         elif any(damage.part is None for damage in left):
@@ -137,7 +153,11 @@ def _record_of(run: Run, stage: str) -> Iterator[Damage]:
 def _stages(run: Run) -> list[tuple[Run, str]]:
     """Every stage that was begun in a run, or in a run in it, with its run; each run's in the manifest's order."""
     begun = [name.removesuffix(f"/{INPUTS}") for name in run.folder.list() if name.endswith(f"/{INPUTS}")]
-    order = {stage: index for index, stage in enumerate((run.manifest() or {"stages": []})["stages"])}
+    try:
+        names = (run.manifest() or {"stages": []})["stages"]
+    except DamagedFile:
+        names = []
+    order = {stage: index for index, stage in enumerate(names)}
     own = sorted((stage for stage in begun if not stage.startswith("predictions/")), key=lambda s: order.get(s, -1))
     inner: dict[str, list[str]] = {}
     for stage in begun:

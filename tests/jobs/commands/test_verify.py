@@ -144,6 +144,31 @@ def test_a_journal_that_is_damaged_is_none(run: Run, capsys: pytest.CaptureFixtu
     assert "_journal.json is damaged: every part is read again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["seeds/fine", "prompts/x"])
+def test_what_a_stage_was_begun_with_is_written_again_from_its_receipt(run: Run, stage: str) -> None:
+    path = Path(run.folder.url, stage, "_inputs.json")
+    before = json.loads(path.read_text())
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DamagedFile, match=r"_inputs\.json is damaged.*verify RUN --mend"):
+        Run(run.folder).receipt(stage)
+    (damage,) = find_damage(run)
+    assert damage.file == "_inputs.json"
+    assert not run_command(run, True)
+    assert json.loads(path.read_text()) == before
+    assert Run(run.folder).receipt(stage)
+    # Of an open stage nothing tells it: its parts can't be trusted.
+    run.folder.child(stage).delete(["_receipt.json"])
+    path.write_bytes(b"{")
+    assert not run_command(Run(run.folder), True)
+    assert run.folder.child(stage).list("_") == []
+
+
+def test_a_manifest_that_is_damaged_keeps_nothing_from_being_verified(run: Run, capsys) -> None:
+    run.folder.write("manifest.json", b"{")
+    assert run_command(Run(run.folder), False)
+    assert "manifest.json is damaged: the command that made this run writes it again" in capsys.readouterr().out
+
+
 def test_leftovers_of_killed_writers_are_swept(run: Run) -> None:
     left = Path(run.folder.url, "seeds/fine", ".part-00000.parquet.ab12.tmp")
     left.write_bytes(b"half")
