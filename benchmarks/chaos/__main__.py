@@ -44,7 +44,7 @@ DISK_MIB = 64  # of local runs
 LEASE_S = "12"  # of the drivers: one that is paused for longer is replaced
 PAUSE_S = (2.0, 15.0)  # between two faults; a run that is hit without a pause would never end
 MAX_STARTS = 40
-LATEST = 2.0  # times the minutes: until then what has not happened yet happens still
+LATEST = 1.3  # times the minutes: until then what has not happened yet happens still
 TOLD = ("lost", "twice", "different", "fenced_writes_accepted")
 
 
