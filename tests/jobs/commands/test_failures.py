@@ -149,7 +149,7 @@ def test_the_table_counts_kinds_and_names_images(run: Run, capsys: pytest.Captur
     assert "\x1b[31m" not in told
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in told.splitlines() if line.startswith("│")]
     assert ["images", "ImageError", "2"] in rows
-    assert ["third", "superpixels", "ImageError", "third [31m is [bold]cut off"] in rows
+    assert ["third", "superpixels", "ImageError", "third\ufffd[31m is [bold]cut off"] in rows
     show(run, "seeds/fine")
     assert "no failures in seeds/fine" in capsys.readouterr().out
     run.write_manifest({"config": {}, "models": {}, "stages": ["images", "seeds/fine"], "versions": {}})

@@ -122,7 +122,8 @@ def test_failures_that_are_damaged_are_told_again(run: Run) -> None:
     again = Run(run.folder)
     assert again.begin("seeds/fine", {"reads": {}}) == {PARTS[1]}
     assert again.failures("seeds/fine").num_rows == 0
-    again.write_part("seeds/fine", PARTS[0], [{"image_id": "i0", "seed": b"\0" * 4000}], SEEDS, [failure])
+    rows = [{"image_id": "i0", "seed": b"\0" * 4000}]
+    again.accept("seeds/fine", PARTS[0], again.write_part("seeds/fine", PARTS[0], rows, SEEDS, [failure]))
     assert again.failures("seeds/fine").num_rows == 1
     assert find_damage(again) == []
 
@@ -130,7 +131,7 @@ def test_failures_that_are_damaged_are_told_again(run: Run) -> None:
 def test_what_a_run_tells_of_its_dataset_can_be_damaged(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record.write_record(run, "seeds/fine", [])
     assert find_damage(run) == []
-    flip(run, f"seeds/fine/{record.FILE}")
+    flip(run, f"seeds/fine/{record.FILE}", 0.999)
     assert not run_command(run, True)
     assert "changes of that are no longer noticed" in capsys.readouterr().out
     assert record.read_record(run, "seeds/fine") is None
