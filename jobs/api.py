@@ -19,7 +19,7 @@ def run(config: RunConfig, only: list[str] | None = None, restart_from: str | No
     Args:
         config: from `load_config`.
         only: names of stages to make; None for all.
-        restart_from: a stage whose outputs, and those of all stages after it, are deleted first.
+        restart_from: a stage whose outputs, and those of all stages that depend on it, are deleted first.
 
     Raises:
         FmwsssError: anything that a user can put right, in one line.

@@ -103,7 +103,7 @@ Overrides = Annotated[
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="STAGE", help="delete the outputs of this stage and of all after it first"),
+    typer.Option("--from", metavar="STAGE", help="delete the outputs of this stage and of all that depend on it first"),
 ]
 Only = Annotated[
     list[str] | None, typer.Option("--only", metavar="STAGE", help="make this stage alone; may be repeated")

@@ -94,6 +94,20 @@ def choose(stages: Sequence[Stage], name: str) -> list[Stage]:
     raise StageError(f"there is no stage {name}{hint} the stages of this run file are {', '.join(names)}")
 
 
+def dependants(stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Stage]:
+    """Some stages and all that depend on them, in the order of a run.
+
+    Args:
+        stages: of a run, in their order.
+        chosen: some of them.
+    """
+    names = {stage.name for stage in chosen}
+    for stage in stages:
+        if names & set(stage.reads):
+            names.add(stage.name)
+    return [stage for stage in stages if stage.name in names]
+
+
 def run(
     config: RunConfig,
     only: Sequence[str] | None = None,
@@ -107,7 +121,8 @@ def run(
     Args:
         config: the run file.
         only: names of stages, or of folders of them; None means all.
-        restart_from: first a stage whose outputs, and those of all stages after it, are deleted.
+        restart_from: first a stage, or a folder of them, whose outputs, and those of all stages that depend on it, are
+            deleted.
         retry: first forget the failures of all stages, or of the one named, so that those images are tried again.
         relearn: learn prompts anew where images or labels have changed, however few.
         as_it_was: do not look whether the dataset has changed.
@@ -117,10 +132,10 @@ def run(
     """
     asked = stages_of(config)
     due = asked if only is None else _due(asked, only)
-    first = None
+    anew: list[Stage] = []
     if restart_from is not None:
-        first = next(iter(choose(asked, current_name(restart_from))), None)
-        if first is None:
+        anew = dependants(asked, choose(asked, current_name(restart_from)))
+        if not anew:
             raise StageError(f"this run file asks for no stage {restart_from}: there is nothing to start again from")
     due_names = {stage.name for stage in due}
     ledger = Run(Folder(config.run))
@@ -133,14 +148,16 @@ def run(
         ledger = Run(ledger.folder.guarded(claim))
         ledger.folder.sweep()
         _adopt_weights(ledger, stages, models)
-        again = {stage.name for stage in asked[asked.index(first) :]} if first is not None else set()
+        again = {stage.name for stage in anew}
+        for stage in stages:
+            if stage.name in due_names & again:
+                stage.inputs()  # what can't be read is told before anything is deleted
         demand_unchanged([stage for stage in stages if stage.name in due_names - again], ledger)
         if retry:
             ingest.demand_readable(config, ledger, retry)
             forgotten = forget(ledger, retry if isinstance(retry, str) else None)
             print(f"tried again: {', '.join(f'{count} of {name}' for name, count in forgotten.items()) or 'nothing'}")
-        if first is not None:
-            _reset(config, ledger, asked[asked.index(first) :])
+        _reset(config, ledger, anew)
         settings = config.model_dump(mode="json", exclude={"cluster"})
         told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
         ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})

@@ -15,9 +15,17 @@ COLUMNS = ("imageid", "class", "present")
 Corrections = dict[str, dict[str, bool]]  # of each image, classes that are there or are not
 
 
-def hash_of(url: str | None) -> str | None:
-    """sha256 of the table, or None where there is none."""
-    return None if url is None else hashlib.sha256(read_url(url)).hexdigest()
+def hash_of(url: str | None, classes: Sequence[str]) -> str | None:
+    """sha256 of the table, or None where there is none; raises as `read_corrections`.
+
+    Args:
+        url: of the table.
+        classes: of the run.
+    """
+    if url is None:
+        return None
+    read_corrections(url, classes)
+    return hashlib.sha256(read_url(url)).hexdigest()
 
 
 def read_corrections(url: str, classes: Sequence[str]) -> Corrections:

@@ -78,7 +78,7 @@ def _labels(config: RunConfig) -> list[Stage]:
             reads=("images", SCORES, *((THRESHOLD,) if own.threshold is None else ())),
             settings=lambda: {
                 "labels": own.model_dump(mode="json", exclude={*_OF_SCORES, "source", "corrections"}),
-                "corrections": hash_of(own.corrections),
+                "corrections": hash_of(own.corrections, config.resolve_vocabulary().classes),
             },
             operators=lambda run: _label_operators(config, run),
         )

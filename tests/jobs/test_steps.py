@@ -169,6 +169,23 @@ def test_a_stage_in_one_file_is_made_told_and_planned(two_stages: None, tmp_path
     assert [row["stage"] for row in state["stages"]] == ["images"], "what is not asked for is not missing"
 
 
+def test_only_what_depends_on_a_stage_is_made_anew_with_it() -> None:
+    asked = steps.stages_of(load_config(DEMO, ["labels.from=clip", "learn.classification.cache=input"]))
+
+    def anew(name: str) -> set[str]:
+        return {stage.name for stage in steps.dependants(asked, steps.choose(asked, name))}
+
+    assert anew("images") == {stage.name for stage in asked}
+    assert anew("superpixels") == {
+        "superpixels", "seeds/coarse", "prompts/segmentation", "seeds/fine", "reports"
+    }  # fmt: skip
+    assert anew("tags/labels") == anew("superpixels") - {"superpixels"} | {"tags/labels", "prompts/classification"}
+    assert anew("prompts") == {
+        "prompts/classification", "prompts/segmentation", "seeds/coarse", "seeds/fine", "reports"
+    }  # fmt: skip
+    assert anew("seeds/fine") == {"seeds/fine", "reports"}
+
+
 @pytest.mark.timeout(300)
 def test_the_advice_of_changed_inputs_is_accepted(
     two_stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
