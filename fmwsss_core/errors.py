@@ -7,8 +7,10 @@ class FmwsssError(Exception):
     """A mistake in a file, a setting or a machine that its user can put right.
 
     The message is one line (of configurations: one for each mistake) that names the file, key or image and what to do.
-    The command prints it and exits with 2.
+    The command prints it and exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class InputError(FmwsssError, ValueError):

@@ -354,6 +354,20 @@ def status(run: RunUrl, as_json: Annotated[bool, typer.Option("--json", help="fo
 
 
 @app.command()
+def logs(
+    run: RunUrl,
+    image: Annotated[str, typer.Option(help="id of an image")],
+) -> None:
+    """Show where an image was at work and when, why it failed, and what its worker wrote on this machine."""
+    with _told_in_lines():
+        from fmwsss.cluster.storage.folder import Folder
+        from fmwsss.cluster.storage.ledger import Run
+        from fmwsss.jobs.commands.logs import run as tell
+
+        print("\n".join(tell(Run(Folder(run)), image)))
+
+
+@app.command()
 def verify(
     run: RunUrl,
     mend: Annotated[bool, typer.Option("--mend", help="have what is damaged made again by the next start")] = False,
@@ -480,7 +494,7 @@ def _told_in_lines() -> Iterator[None]:
         if os.environ.get("FMWSSS_DEBUG"):
             print(plain(traceback.format_exc()), file=sys.stderr)
         print(f"fmwsss: {_one_line_each(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def _one_line_each(error: BaseException) -> str:

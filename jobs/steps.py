@@ -5,23 +5,29 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from fmwsss.cluster.execution.meter import Meter
 from fmwsss.cluster.execution.session import session
+from fmwsss.cluster.execution.shared_paths import demand_shared
 from fmwsss.cluster.models.known_weights import Role
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
-from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Run
+from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Receipt, Run
 from fmwsss.cluster.storage.retry import forget
+from fmwsss.cluster.storage.spending import Budget, Prices
 from fmwsss.cluster.storage.storage_errors import DamagedFile
-from fmwsss.cluster.telemetry.progress import running
+from fmwsss.cluster.telemetry.progress import Course, on_course, running
+from fmwsss.cluster.telemetry.trackers import MlflowTracker, Tracker, WandbTracker, followed_by, told
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
 from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.exporters import voc
 from fmwsss.jobs.images import ingest, kept_superpixels
+from fmwsss.jobs.notify import told_at_end
 from fmwsss.jobs.prompts import encode, learn
 from fmwsss.jobs.reports import reports
 from fmwsss.jobs.reports.table import print_table
@@ -44,6 +50,8 @@ from fmwsss.jobs.tags import tag
 
 # A module with stages is named here, and nowhere else. What a stage reads decides about the order of a run.
 MODULES = (ingest, propose, tag, encode, learn, maps, foreground, seed, train, predict, reports)
+# Of the machine or the person that starts a run, and not of the run.
+NOT_KEPT = {"cluster", "tracking", "notify"}
 DECLARED: tuple[Declaration, ...] = tuple(own for module in MODULES for own in module.DECLARATIONS)
 
 
@@ -130,6 +138,18 @@ def run(
     Raises:
         FmwsssError: anything that a user can put right, in one line.
     """
+    with told_at_end(config.notify, config.run):
+        _run(config, only, restart_from, retry, relearn, as_it_was)
+
+
+def _run(
+    config: RunConfig,
+    only: Sequence[str] | None,
+    restart_from: str | None,
+    retry: bool | str,
+    relearn: bool,
+    as_it_was: bool,
+) -> None:
     asked = stages_of(config)
     due = asked if only is None else _due(asked, only)
     anew: list[Stage] = []
@@ -158,20 +178,65 @@ def run(
             forgotten = forget(ledger, retry if isinstance(retry, str) else None)
             print(f"tried again: {', '.join(f'{count} of {name}' for name, count in forgotten.items()) or 'nothing'}")
         _reset(config, ledger, anew)
-        settings = config.model_dump(mode="json", exclude={"cluster"})
+        settings = config.model_dump(mode="json", exclude=NOT_KEPT)
         told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
         ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})
         where = config.cluster.address or os.environ.get("RAY_ADDRESS")
         print(f"waiting for Ray at {where}" if where else "starting Ray on this machine", flush=True)
-        with session(config.cluster.address, config.cluster.num_cpus):
-            results = _make_all(
-                config, ledger, [stage for stage in stages if stage.name in due_names], stages, relearn, as_it_was
-            )
+        meter = Meter(ledger.folder, prices_of(config), budget_of(config))
+        meter.demand()
+        own_session = session(config.cluster.address, config.cluster.num_cpus)
+        with followed_by(trackers_of(config, ledger.folder.url, settings)), own_session, meter.counting():
+            demand_shared(local_paths(config))
+            chosen = [stage for stage in stages if stage.name in due_names]
+            results = _make_all(config, ledger, chosen, stages, meter, relearn, as_it_was)
     report = results.get(reports.STAGE)
     if report:
         print_table(report.metrics)
         print(f"seeds: {ledger.folder.url}/seeds/fine")
         print(f"report: {report.page}")
+
+
+def trackers_of(config: RunConfig, run_url: str, settings: Mapping[str, Any]) -> list[Callable[[], Tracker]]:
+    """What makes each tracker of a run file.
+
+    Args:
+        config: the run file.
+        run_url: of the run folder.
+        settings: as they stand in the manifest.
+    """
+    own, made = config.tracking, list[Callable[[], Tracker]]()
+    if own.mlflow:
+        made.append(partial(MlflowTracker, own.mlflow, own.experiment, run_url, settings))
+    if own.wandb:
+        made.append(partial(WandbTracker, own.wandb, run_url, settings))
+    return made
+
+
+def local_paths(config: RunConfig) -> dict[str, str]:
+    """What workers open of a run file by a path of this machine, by its key; what is not there is told elsewhere."""
+    data = config.dataset
+    named = {
+        "run": config.run,
+        **{f"dataset.{key}": getattr(data, key, None) for key in ("images", "root", "truth")},
+        "clip.weights": config.clip.weights,
+        "sam.weights": config.sam.weights,
+        "proposals": config.proposals,
+    }
+    paths = {
+        key: os.path.abspath(os.path.expanduser(path)) for key, path in named.items() if path and "://" not in path
+    }
+    return {key: path for key, path in paths.items() if os.path.exists(path)}
+
+
+def prices_of(config: RunConfig) -> Prices:
+    """The prices of a run file."""
+    return Prices(config.prices.currency, config.prices.gpu_hour, config.prices.machine_hour)
+
+
+def budget_of(config: RunConfig) -> Budget:
+    """What a run may spend."""
+    return Budget(config.max_gpu_hours, config.max_cost)
 
 
 def _due(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -190,6 +255,7 @@ def _make_all(
     run: Run,
     due: Sequence[Stage],
     stages: Sequence[Stage],
+    meter: Meter,
     relearn: bool = False,
     as_it_was: bool = False,
 ) -> dict[str, Any]:
@@ -202,17 +268,41 @@ def _make_all(
     for stage in due:  # nothing is paid for before what cannot end well is told
         upstream(run, stage.name, [name for name in stage.reads if name not in names])
     results: dict[str, Any] = {}
-    for stage in due:
-        if receipt := receipt_of(run, stage.name):
-            print(f"{stage.name}: complete, {receipt.num_rows} {stage.unit}", flush=True)
-        results[stage.name] = make_stage(stage, run, config.max_failures, stages)
-        if stage.name == ingest.STAGE:
-            for other in due:
-                if other.check:
-                    other.check(results[stage.name].num_rows)
-        if stage.name.rpartition("/")[2] == propose.STAGE:
-            kept_superpixels.forget(run.within(stage.name)[0])
+    with on_course(Course(names, {stage.name: 0.0 for stage in due if stage.unit is None})) as course:
+        for stage in due:
+            _make_one(config, run, stage, due, stages, meter, course, results)
+    if report := results.get(reports.STAGE):
+        rows = {row["name"]: row.get("miou") for row in report.metrics["rows"]}
+        told("miou", 0, {name.replace(": ", "/"): value for name, value in rows.items() if value is not None})
     return results
+
+
+def _make_one(
+    config: RunConfig,
+    run: Run,
+    stage: Stage,
+    due: Sequence[Stage],
+    stages: Sequence[Stage],
+    meter: Meter,
+    course: Course,
+    results: dict[str, Any],
+) -> None:
+    """Makes one of the stages that are due, and puts what it returned into `results`."""
+    meter.demand()
+    course.begin(stage.name)
+    if receipt := receipt_of(run, stage.name):
+        print(f"{stage.name}: complete, {receipt.num_rows} {stage.unit}", flush=True)
+    result = results[stage.name] = make_stage(stage, run, config.max_failures, stages)
+    if isinstance(result, Receipt):
+        course.learn(stage.name, result.seconds)
+        rows = {stage.unit: result.num_rows, "failures": result.num_failures, "seconds": result.seconds}
+        told(f"stages/{stage.name}", 0, {str(name): value for name, value in rows.items()})
+    if stage.name == ingest.STAGE:
+        for other in due:
+            if other.check:
+                other.check(results[stage.name].num_rows)
+    if stage.name.rpartition("/")[2] == propose.STAGE:
+        kept_superpixels.forget(run.within(stage.name)[0])
 
 
 def _adopt_weights(run: Run, stages: Sequence[Stage], models: Models) -> None:
@@ -263,10 +353,12 @@ def predict_new(config: RunConfig, images: str, truth: str | None, name: str, pa
     # Of the whole run: `run` writes predictions too.
     with hold(ledger.folder, running) as claim, session(config.cluster.address, config.cluster.num_cpus):
         ledger = Run(ledger.folder.guarded(claim))
+        meter = Meter(ledger.folder, prices_of(config), budget_of(config))
         own = run_layout.predictions_run(ledger, name)
         _adopt_weights(ledger, stages, models)
         try:
-            report = list(_make_all(config, ledger, stages, stages).values())[-1]
+            with meter.counting():
+                report = list(_make_all(config, ledger, stages, stages, meter).values())[-1]
         except ChangedInputs as error:
             raise StageError(f"{error.found}; give these predictions another --name") from None
         archive = voc.pack_for_voc(own) if pack_voc else None

@@ -121,6 +121,15 @@ def read_note(key: str) -> bytes | None:
     return internal_kv._internal_kv_get(key)
 
 
+def delete_note(key: str) -> None:
+    """Takes away what `put_note` left under this key, if anything.
+
+    Args:
+        key: unique in the cluster.
+    """
+    internal_kv._internal_kv_del(key)
+
+
 def object_store_bytes() -> tuple[int, int]:
     """Bytes that went through the object store since Ray started, and those of them that had to go to disk.
 

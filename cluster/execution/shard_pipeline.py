@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.util import metrics
 
 from fmwsss.cluster.execution import heartbeat as pulse
-from fmwsss.cluster.execution import machine_faults, ray_compat
+from fmwsss.cluster.execution import machine_faults, ray_compat, stopping
 from fmwsss.cluster.execution.image_by_image import do_alone
 from fmwsss.cluster.execution.machine_faults import MachineFault
 from fmwsss.cluster.storage.folder import StorageError
@@ -110,10 +110,11 @@ def map_shards(
     left = {shard["part"] for shard in shards}
     assert len(left) == len(shards), "two shards have one name"
     failed: list[dict[str, Any]] = []
+    num_not_begun = 0
     if not shards:
         return
     try:
-        with closing(_rows(shards, operators, no_progress_timeout_s, stage)) as rows:
+        with stopping.draining(), closing(_rows(shards, operators, no_progress_timeout_s, stage)) as rows:
             again = _alone(shards, left, operators, no_progress_timeout_s, stage)
             for row in chain(rows, again, _image_by_image(shards, left, operators, stage)):
                 timings = json.loads(row.pop(TIMINGS))
@@ -122,6 +123,9 @@ def map_shards(
                 left.remove(row["part"])
                 if "error_type" not in row:
                     on_done(row)
+                    continue
+                if row["error_type"] == stopping.NotBegun.__name__:
+                    num_not_begun += 1
                     continue
                 failed.append(row)
                 if len(failed) > NUM_TOLERATED or row["error_type"] == StorageError.__name__:
@@ -140,6 +144,8 @@ def map_shards(
         kind = ShardError if first["is_of_user"] else UnexpectedError
         reason = first["message"] if first["is_of_user"] else f"{first['error_type']}: {first['message']}"
         raise kind(_line({row["part"] for row in failed}, reason)) from RuntimeError(first["traceback"])
+    if num_not_begun:
+        raise ShardError(f"stage {stage} was asked to end: {num_not_begun} of {len(shards)} shards were not begun")
     if left:
         raise ShardError(_line(left, _reason(left)))
 
@@ -241,8 +247,10 @@ def _rows(
     context.print_on_execution_start = False
     with ray_compat.quick_polling(), DataContext.current(context):
         dataset = ray.data.from_arrow([pa.Table.from_pylist([dict(shard)]) for shard in shards])
-        for operator in operators:
-            dataset = _append(dataset, operator, stage, num_in_flight)
+        # What a replica has done is written in any case.
+        last_begun = max((index for index, own in enumerate(operators) if isinstance(own.function, type)), default=0)
+        for index, operator in enumerate(operators):
+            dataset = _append(dataset, operator, stage, num_in_flight, index <= last_begun)
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
@@ -276,16 +284,18 @@ def _reason(parts: Set[str]) -> str:
     return f"{_DIED}: {told['message']}" if told else _DIED
 
 
-def _append(dataset: ray.data.Dataset, operator: Operator, stage: str, num_in_flight: int) -> ray.data.Dataset:
+def _append(
+    dataset: ray.data.Dataset, operator: Operator, stage: str, num_in_flight: int, may_end: bool
+) -> ray.data.Dataset:
     arguments = {"function": operator.function, "arguments": dict(operator.arguments), "stage": stage}
     function: Callable[..., Any]
     if isinstance(operator.function, type):
         function = _Replica
         pool = ActorPoolStrategy(size=operator.num_replicas, max_tasks_in_flight_per_actor=num_in_flight)
-        options: dict[str, Any] = {"fn_constructor_kwargs": arguments, "compute": pool}
+        options: dict[str, Any] = {"fn_constructor_kwargs": {**arguments, "may_end": may_end}, "compute": pool}
         options |= {"max_restarts": NUM_RESTARTS, "max_task_retries": NUM_RETRIES}
     else:
-        function = _call
+        function = _begin if may_end else _call
         options = {"fn_kwargs": arguments, "max_retries": NUM_RETRIES}
     return ray_compat.map_whole_blocks(
         dataset,
@@ -327,11 +337,20 @@ def _call(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping
     return result.append_column(TIMINGS, told)
 
 
+def _begin(block: pa.Table, function: Callable[..., pa.Table], arguments: Mapping[str, Any], stage: str) -> pa.Table:
+    """As `_call`, but once the run is to end a shard comes back as one that was not begun."""
+    return _call(block, _refuse, {}, stage) if stopping.is_asked() else _call(block, function, arguments, stage)
+
+
+def _refuse(block: pa.Table) -> pa.Table:
+    raise stopping.NotBegun
+
+
 class _Replica:
     """The same for a class: neither its constructor nor its calls raise."""
 
-    def __init__(self, function: type, arguments: Mapping[str, Any], stage: str) -> None:
-        self.stage = stage
+    def __init__(self, function: type, arguments: Mapping[str, Any], stage: str, may_end: bool = False) -> None:
+        self.stage, self.call = stage, _begin if may_end else _call
         self.instance: Callable[..., pa.Table]
         try:
             self.instance = function(**arguments)
@@ -339,7 +358,7 @@ class _Replica:
             self.instance = functools.partial(_raise, error=error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return _call(block, self.instance, {}, self.stage)
+        return self.call(block, self.instance, {}, self.stage)
 
 
 def _raise(block: pa.Table, error: Exception) -> pa.Table:

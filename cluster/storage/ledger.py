@@ -2,6 +2,7 @@
 
 <run>/manifest.json
 <run>/timeline/<stage>-<start>.json   which node did which shard when
+<run>/spending/<start>.json        GPU hours and money that a start of a driver took
 <run>/<stage>/_inputs.json         what the stage's rows depend on, and its last attempt; written before the first part
 <run>/<stage>/part-<number>-<hash of _inputs.json>.parquet    created once: a task that runs twice changes nothing
 <run>/<stage>/_journal.json        parts that are accepted, and their hashes, while the stage is open

@@ -7,7 +7,8 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -17,10 +18,81 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fmwsss.cluster.telemetry.trackers import told
+
 LINE_EVERY_S = 10.0
 POLL_EVERY_S = 0.5
 
 _shown: list[StageProgress] = []
+_course: list[Course] = []
+
+
+class Course:
+    """Which stage of how many a driver is at, and what the later ones will take, as far as that is known.
+
+    Args:
+        names: of the stages, in their order.
+        seconds: that a stage of each name is known to take; of one that is absent nothing is known.
+    """
+
+    def __init__(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
+        self.names, self.seconds = list(names), dict(seconds)
+        self.at = 0
+
+    def begin(self, name: str) -> None:
+        """Says that a stage begins.
+
+        Args:
+            name: of the stage.
+        """
+        self.at = self.names.index(name)
+
+    def learn(self, name: str, seconds: float) -> None:
+        """Says what a stage took; others of its kind are taken to take as long: fine seeds as coarse ones.
+
+        Args:
+            name: of the stage.
+            seconds: wall time.
+        """
+        self.seconds[name] = seconds
+        for other in self.names:
+            if other.partition("/")[0] == name.partition("/")[0]:
+                self.seconds.setdefault(other, seconds)
+
+    @property
+    def place(self) -> str:
+        """`3/8`."""
+        return f"{self.at + 1}/{len(self.names)}"
+
+    def later_s(self) -> float | None:
+        """Seconds of the stages after this one; None where one of them is not known."""
+        later = [self.seconds.get(name) for name in self.names[self.at + 1 :]]
+        return sum(one for one in later if one is not None) if None not in later else None
+
+
+@contextlib.contextmanager
+def on_course(course: Course) -> Iterator[Course]:
+    """For the length of a `with` progress tells its place among the stages, and nothing is silent for long.
+
+    Args:
+        course: of the stages that are due.
+    """
+    ended = threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(LINE_EVERY_S / 4):
+            if _shown:
+                _shown[-1].speak()
+
+    thread = threading.Thread(target=speak, daemon=True, name="progress")
+    thread.start()
+    _course.append(course)
+    try:
+        yield course
+    finally:
+        _course.remove(course)
+        ended.set()
+        thread.join()
 
 
 def running() -> dict[str, Any] | None:
@@ -59,10 +131,12 @@ class StageProgress:
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description:22}"), BarColumn(40), MofNCompleteColumn(), TextColumn(unit),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[whole]}"),
+                TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
             )  # fmt: skip
-            self._task = self._bar.add_task(stage, total=total, completed=done, note="")
+            place = f"{_course[-1].place} " if _course else ""
+            self._task = self._bar.add_task(place + stage, total=total, completed=done, note="", whole="")
 
     def advance(self, count: int, num_failures: int = 0, note: str = "") -> None:
         """Adds finished units; `note` is a few words such as the current loss.
@@ -79,7 +153,7 @@ class StageProgress:
         self._measure(num_failures)
         if self._bar:
             failed = f"{self.num_failures} failed " if self.num_failures else ""
-            self._bar.update(self._task, completed=self.done, note=failed + self._note)
+            self._bar.update(self._task, completed=self.done, note=failed + self._note, whole=self._whole())
         elif self.done < self.total and time.monotonic() - self._last_line_s > LINE_EVERY_S:
             self._print_line()
 
@@ -123,16 +197,33 @@ class StageProgress:
         elif error is None:
             self._print_line()
 
+    def speak(self) -> None:
+        """A line, if there was none for a while: also where nothing was finished meanwhile."""
+        if not self._bar and time.monotonic() - self._last_line_s > LINE_EVERY_S:
+            self._print_line()
+
+    def _left_s(self) -> float | None:
+        """Seconds until the end of this stage, once something was finished."""
+        fresh = self.done - self._resumed
+        if not fresh or not 0 < self.done < self.total:
+            return None
+        return (time.monotonic() - self._started_s) / fresh * (self.total - self.done)
+
+    def _whole(self) -> str:
+        """Time until the end of the run, where that of the later stages is known."""
+        left_s, later_s = self._left_s(), _course[-1].later_s() if _course else None
+        return f"{timedelta(seconds=round(left_s + later_s))} in all" if left_s and later_s else ""
+
     def _print_line(self) -> None:
         self._last_line_s = time.monotonic()
-        seconds = self._last_line_s - self._started_s
-        fresh = self.done - self._resumed
-        left = (
-            f", {seconds / fresh * (self.total - self.done):.0f} s left" if 0 < self.done < self.total and fresh else ""
-        )
-        failed = f", {self.num_failures} failed" if self.num_failures else ""
-        note = f", {self._note}" if self._note else ""
-        print(f"{self.stage}: {self.done} of {self.total} {self.unit}, {seconds:.1f} s{left}{failed}{note}", flush=True)
+        seconds, left_s, whole = self._last_line_s - self._started_s, self._left_s(), self._whole()
+        parts = [f"{self.done} of {self.total} {self.unit}", f"{seconds:.1f} s"]
+        parts += [f"{left_s:.0f} s left"] if left_s is not None else []
+        parts += [whole] if whole else []
+        parts += [f"{self.num_failures} failed"] if self.num_failures else []
+        parts += [self._note] if self._note else []
+        parts += [f"stage {_course[-1].place}"] if _course else []
+        print(f"{self.stage}: {', '.join(parts)}", flush=True)
 
 
 @ray.remote(num_cpus=0)
@@ -141,6 +232,7 @@ class Board:
 
     def __init__(self) -> None:
         self.state = (0, "")
+        self.values: list[tuple[int, dict[str, float]]] = []
 
     def set(self, done: int, note: str) -> None:
         """What is finished by now, and a few words about it.
@@ -151,9 +243,19 @@ class Board:
         """
         self.state = (done, note)
 
-    def get(self) -> tuple[int, str]:
-        """What was set last."""
-        return self.state
+    def tell(self, step: int, values: dict[str, float]) -> None:
+        """Values of one step, for trackers.
+
+        Args:
+            step: iteration.
+            values: by name.
+        """
+        self.values.append((step, values))
+
+    def get(self) -> tuple[int, str, list[tuple[int, dict[str, float]]]]:
+        """What was set last, and what was told since this was asked before."""
+        values, self.values = self.values, []
+        return (*self.state, values)
 
 
 @contextlib.contextmanager
@@ -165,8 +267,10 @@ def watch_board(progress: StageProgress) -> Iterator[Any]:
     ended = threading.Event()
 
     def show() -> None:
-        done, note = ray.get(board.get.remote())
+        done, note, values = ray.get(board.get.remote())
         progress.advance(max(0, done - progress.done), note=note)
+        for step, named in values:
+            told(progress.stage, step, named)
 
     def poll() -> None:
         while not ended.wait(POLL_EVERY_S):

@@ -6,7 +6,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,17 @@ class EventLog:
         folder: of the stage; TensorBoard reads all files of its `logs/` as one log.
         first: the step it begins with; a start that goes on from a checkpoint has a file of its own.
         save_every_s: seconds between two copies.
+        tell: called with each step and its values, for trackers.
     """
 
-    def __init__(self, folder: Folder, first: int, save_every_s: float) -> None:
-        self.folder, self.save_every_s = folder, save_every_s
+    def __init__(
+        self,
+        folder: Folder,
+        first: int,
+        save_every_s: float,
+        tell: Callable[[int, dict[str, float]], Any] = lambda step, values: None,
+    ) -> None:
+        self.folder, self.save_every_s, self.tell = folder, save_every_s, tell
         # A file's usual name has the machine's name in it.
         self.name = f"{LOGS}/events.out.tfevents.{first:08d}"
         self._place = tempfile.TemporaryDirectory()
@@ -53,6 +60,7 @@ class EventLog:
         for name, value in values.items():
             self._add(step, summary.scalar(name, float(value)))
             self._measure(name, float(value))
+        self.tell(step, {name: float(value) for name, value in values.items()})
         if time.monotonic() - self._saved_s > self.save_every_s:
             self.save()
 

@@ -23,12 +23,14 @@ from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.train_job import plan_training
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Receipt, Run
+from fmwsss.cluster.storage.spending import Amount, spent_by
 from fmwsss.core.errors import FmwsssError
 from fmwsss.jobs.commands import plan_checks as checks
+from fmwsss.jobs.commands.plan_prices import demand_budget, tariff_of, told_cost, told_hours
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.images.readers.base import Source
 from fmwsss.jobs.stages import ShardCost, Stage, StepCost, begin_stage, finish_stage, make_stage
-from fmwsss.jobs.steps import stages_of
+from fmwsss.jobs.steps import budget_of, prices_of, stages_of
 
 MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many
 MANY_PARTS = 1000
@@ -100,7 +102,10 @@ def run(config: RunConfig, num_images: int) -> bool:
             if not problems:
                 plans = _measure(config, len(sources), num_images)
                 attempt("space", lambda: checks.space(config, sum(plan.num_bytes for plan in plans)))
-                _show(config, plans, len(sources))
+                total = _show(config, plans, len(sources))
+                if config.max_gpu_hours is not None or config.max_cost is not None:
+                    spent = spent_by(Folder(config.run))
+                    attempt("budget", lambda: demand_budget(total, spent, budget_of(config), config.prices.currency))
     for problem in problems:
         print(f"this run can't succeed: {problem}")
     return not problems
@@ -164,6 +169,9 @@ def _small(config: RunConfig, num_images: int, url: str) -> RunConfig:
         "dataset": data.model_copy(update={limit: num_images}),
         "segmenter": None,
     }
+    if config.cluster.max_gpus:
+        # One machine tells what an image takes: sixteen need not come for four images.
+        changes["cluster"] = config.cluster.model_copy(update={"num_replicas": 1})
     return config.model_copy(update=changes)
 
 
@@ -251,19 +259,46 @@ def _plan_steps(config: RunConfig, stage: Stage, cost: StepCost, num_steps: int,
     return StagePlan(stage.name, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
 
 
-def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
+def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> Amount:
+    """Prints the table, and returns what the whole run takes."""
+    prices = prices_of(config)
+    tariff = tariff_of(ray.nodes(), prices, config.cluster.max_gpus)
+    money = prices.currency or "price"
     table = Table("stage", title="what it will take here, scaled from what was measured")
-    for head in ("hours", "GPU hours", "GiB", "requests", "MiB a part", "min a part"):
+    for head in (
+        "time",
+        "GPU hours",
+        *([money] if prices.are_known else []),
+        "GiB",
+        "requests",
+        "MiB a part",
+        "a part",
+    ):
         table.add_column(head, justify="right")
+
+    def add(name: str, of: Amount, gpu_hours: float, num_bytes: float, requests: float, part: list[str]) -> None:
+        cost = [told_cost(of.cost)] if prices.are_known else []
+        row = [told_hours(of.hours), _figure(gpu_hours), *cost, _figure(num_bytes / 2**30), f"{requests:,.0f}", *part]
+        table.add_row(name, *row)
+
+    total, sums = Amount(), [0.0, 0.0, 0.0]
     for stage in stages:
-        part = [f"{value:.2f}" if value is not None else "" for value in (stage.part_mib, stage.part_minutes)]
-        table.add_row(stage.stage, *(_figure(value) for value in (stage.hours, stage.gpu_hours)),
-                      _figure(stage.num_bytes / 2**30), f"{stage.num_requests:,.0f}", *part)  # fmt: skip
-    totals = [sum(getattr(stage, key) for stage in stages) for key in ("hours", "gpu_hours", "num_bytes")]
-    requests = sum(stage.num_requests for stage in stages)
+        paid = tariff.pay(stage.hours, stage.gpu_hours)
+        total += paid
+        sums = [sums[0] + stage.gpu_hours, sums[1] + stage.num_bytes, sums[2] + stage.num_requests]
+        size = f"{stage.part_mib:.2f}" if stage.part_mib is not None else ""
+        took = told_hours(stage.part_minutes / 60) if stage.part_minutes is not None else ""
+        add(stage.stage, paid, stage.gpu_hours, stage.num_bytes, stage.num_requests, [size, took])
     table.add_section()
-    table.add_row("all", _figure(totals[0]), _figure(totals[1]), _figure(totals[2] / 2**30), f"{requests:,.0f}", "")
+    add("all", total, *sums, ["", ""])
+    share = 1000 / num_images
+    each = Amount(share * total.gpu_hours, share * total.cost, share * total.hours)
+    add("1,000 images", each, *(share * value for value in sums), ["", ""])
     Console(width=None if Console().is_terminal else LINE_WIDTH).print(table)
+    if prices.are_known and tariff.gpu_hour is None and sums[0]:
+        print("     of GPUs without a price in `prices` the money is not counted")
+    if not prices.are_known:
+        print("     `prices` in the run file (docs/run_file.md has an example) adds what it costs")
     shards = -(-num_images // config.shard_rows)
     print(f"     {num_images} images in {shards} shards of {config.shard_rows} (`shard_rows`), a part each")
     largest = max(stage.part_mib or 0 for stage in stages)
@@ -274,6 +309,7 @@ def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> None:
               f"a lost machine would then cost about {slowest:.0f} min a replica")  # fmt: skip
     if largest > MAX_PART_MIB:
         print(f"     large parts: a shard is the unit of what is lost when a machine dies; {largest:.0f} MiB is much")
+    return total
 
 
 def _figure(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from fmwsss.cluster.storage.driver_lock import SILENT_S, is_gone, read_claims
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.cluster.storage.redaction import plain
+from fmwsss.cluster.storage.spending import spent_by
 from fmwsss.core.errors import InputError
 from fmwsss.jobs.commands.failures import failures_of
 from fmwsss.jobs.commands.outlook import look_ahead
@@ -26,7 +28,9 @@ def gather(run: Run) -> dict[str, Any]:
         `run`, `driver` (`state`: "working", "silent", "dead" or "none"; where, and since when), `stages` in their order
         (`stage`, `state`: "complete", "working", "begun" or "waiting"; `done`, `total`, `left`, `failed`, `per_second`,
         `seconds_left`, `note`; null where it can't be known; `changes`: what it was begun with and this release would
-        not use), `failures` (`stage`, `error_type`, `images`), and `next`: what `fmwsss run` would do, in words.
+        not use), `failures` (`stage`, `error_type`, `images`), `next`: what `fmwsss run` would do, in words, and `spent`
+        (`gpu_hours`, `cost`, `hours`, `currency`, and of the limits `gpu_hours_left` and `cost_left`, null without
+        one).
 
     Raises:
         ValueError: there is no run.
@@ -53,7 +57,8 @@ def gather(run: Run) -> dict[str, Any]:
         told = outlook.refused or _next([(row["stage"], row["state"]) for row in stages])
     else:
         told = "refused while this driver works on it"
-    return {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures, "next": told}
+    about = {"run": run.folder.url, "driver": driver, "stages": stages, "failures": failures, "next": told}
+    return {**about, "spent": _spent(run, manifest.get("config", {}))}
 
 
 def _next(stages: list[tuple[str, str]]) -> str:
@@ -62,6 +67,15 @@ def _next(stages: list[tuple[str, str]]) -> str:
     if not stage:
         return "nothing is left to be made"
     return f"goes on with {stage}" if state == "begun" else f"makes {stage}"
+
+
+def _spent(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """What the run has spent, a minute old at the most while a driver works, and what is left by its last settings."""
+    spent = spent_by(run.folder)
+    limits = {"gpu_hours_left": (config.get("max_gpu_hours"), spent.gpu_hours),
+              "cost_left": (config.get("max_cost"), spent.cost)}  # fmt: skip
+    left = {key: None if limit is None else max(0.0, limit - gone) for key, (limit, gone) in limits.items()}
+    return {**asdict(spent), "currency": config.get("prices", {}).get("currency", ""), **left}
 
 
 def _num_images(run: Run, stage: str) -> int | None:
@@ -98,8 +112,19 @@ def show(state: dict[str, Any]) -> None:
         for change in row["changes"]:
             console.print(plain(f"changed {row['stage']}: {change}"))
     console.print(plain(f"next    `fmwsss run`: {state['next']}"))
+    console.print(plain(_told_spent(state["spent"])))
     for row in state["failures"]:
         console.print(plain(f"failed  {row['images']} images in {row['stage']}: {row['error_type']}"))
+
+
+def _told_spent(spent: dict[str, Any]) -> str:
+    parts = [f"{spent['hours']:.2f} h of drivers"]
+    amounts = (("gpu_hours", "GPU hours", spent["gpu_hours"]), ("cost", spent["currency"] or "of money", spent["cost"]))
+    for key, unit, amount in amounts:
+        left = spent[f"{key}_left"]
+        if amount or left is not None:
+            parts.append(f"{amount:.2f} {unit}" + (f" ({left:.2f} left)" if left is not None else ""))
+    return f"spent   {', '.join(parts)}"
 
 
 def _driver(run: Run) -> dict[str, Any]:

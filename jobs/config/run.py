@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from fmwsss.core.vocabularies import custom_vocabulary, vocabulary_named
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.base import Count, Percentage, Section
+from fmwsss.jobs.config.budget import PricesSection
 from fmwsss.jobs.config.class_maps import given_sources
 from fmwsss.jobs.config.datasets import ImageLimits, LabelledData, UnlabelledData
 from fmwsss.jobs.config.labels import LabelsSection
@@ -16,6 +17,7 @@ from fmwsss.jobs.config.models import ModelSection, ProposeSection, VocabularyCh
 from fmwsss.jobs.config.prompts import LearnStages
 from fmwsss.jobs.config.seeds import SeedStages
 from fmwsss.jobs.config.segmenter import PredictSection, SegmenterSection
+from fmwsss.jobs.config.tracking import NotifySection, TrackingSection
 
 
 class PreviewSection(Section):
@@ -73,6 +75,12 @@ class RunConfig(Section):
     """Seed of everything random; the same seed gives the same bytes."""
     max_failures: Percentage = 1.0
     """Share of a stage's images that may fail, such as 0.01 or `1 %`; more end the run."""
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """GPU hours that the run may take in its whole life, of all machines of its cluster; then it ends in order."""
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    """Money that the run may take in its whole life, by `prices`; then it ends in order."""
+    prices: PricesSection = PricesSection()
+    """What an hour of the cluster's machines costs."""
     limits: ImageLimits = ImageLimits()
     """What an image may be, checked before it is decoded."""
     propose: ProposeSection = ProposeSection()
@@ -93,6 +101,10 @@ class RunConfig(Section):
     """The report that a person looks at."""
     cluster: ClusterSection = ClusterSection()
     """Where to run and how much of it to use."""
+    tracking: TrackingSection = TrackingSection()
+    """Trackers beside TensorBoard."""
+    notify: NotifySection = NotifySection()
+    """Who is told at the end."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,6 +122,12 @@ class RunConfig(Section):
     def _somebody_says_what_images_show(self) -> RunConfig:
         if self.dataset.kind == "unlabelled" and not self.labels.is_tagged:
             raise ValueError("`dataset` has no labels: write `labels: {from: clip}`, or give it some")
+        return self
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> RunConfig:
+        if self.max_cost is not None and not (self.prices.gpu_hour or self.prices.machine_hour):
+            raise ValueError("`max_cost` needs `prices`: without them nothing is known to cost anything")
         return self
 
     @model_validator(mode="after")

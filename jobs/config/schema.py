@@ -145,4 +145,6 @@ def _type_of(field: dict[str, Any]) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), 100) for part in text.split("\n\n"))
+    return "\n\n".join(
+        textwrap.fill(" ".join(part.split()), 100, break_on_hyphens=False) for part in text.split("\n\n")
+    )

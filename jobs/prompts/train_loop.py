@@ -149,7 +149,7 @@ class _Witness:
 
     def __init__(self, job: LearnJob, clip: FrozenClip, learner: PromptLearner, board: Any, first: int) -> None:
         self.job, self.clip, self.learner, self.board = job, clip, learner, board
-        self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s)
+        self.log = EventLog(job.run.folder.child(job.stage), first, job.checkpoint_every_s, board.tell.remote)
         part = next(part for part, rows in zip(job.source.parts, job.source.part_rows, strict=True) if rows)
         self.examples = load_examples(job.run, part, job.source.vocabulary, clip, job.source.labels)
         self.started_s, self.first = time.monotonic(), first

@@ -139,7 +139,10 @@ class _Steps(HookBase):
         self.board.set.remote(self.trainer.iter, "")
         if comm.is_main_process():
             self.log = EventLog(
-                self.job.run.folder.child(self.job.stage), self.trainer.start_iter, self.job.checkpoint_every_s
+                self.job.run.folder.child(self.job.stage),
+                self.trainer.start_iter,
+                self.job.checkpoint_every_s,
+                self.board.tell.remote,
             )
 
     def before_step(self) -> None:

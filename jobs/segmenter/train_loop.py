@@ -79,7 +79,7 @@ def train_segmenter(job: TrainJob, board: Any, rank: int, num_workers: int) -> N
     # Batch norms look at all that goes through together, on GPUs at that of all workers: it must not change.
     micro_batches = section.micro_batches if has_batch_norm(segmenter) else fitting
     last_saved_s = time.monotonic()
-    log = EventLog(folder, first, job.checkpoint_every_s) if rank == 0 else None
+    log = EventLog(folder, first, job.checkpoint_every_s, board.tell.remote) if rank == 0 else None
     drawn = job.source.batches(first, job.num_iterations, rank, num_workers, job.num_feeders)
     with prefetched(drawn, make_ready, device) as batches:
         for iteration, (batch, own_sums) in enumerate(batches, start=first):

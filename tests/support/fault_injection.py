@@ -195,7 +195,7 @@ def outputs(run: str) -> dict[str, bytes]:
     names = [
         name
         for name in folder.list()
-        if not name.endswith(TOLD_APART) and LOGS not in name and not name.startswith("timeline/")
+        if not name.endswith(TOLD_APART) and LOGS not in name and not name.startswith(("timeline/", "spending/"))
     ]
     return {name: folder.read(name) for name in names}
 

@@ -15,7 +15,8 @@ import ray
 from ray import cloudpickle
 
 from fmwsss.cluster.execution.shard_pipeline import Operator, map_shards
-from fmwsss.cluster.telemetry.progress import StageProgress, running
+from fmwsss.cluster.telemetry import progress as progress_room
+from fmwsss.cluster.telemetry.progress import Course, StageProgress, on_course, running
 from tests.support.ray_heads import free_port
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -83,3 +84,24 @@ def test_rows_seconds_and_failures_are_exported(metrics_url: str) -> None:
         time.sleep(1)
     busy = re.findall(r'fmwsss_busy_seconds_total\{[^}]*operator="count"[^}]*\} (\S+)', text)
     assert 0.04 <= sum(map(float, busy)) < 20
+
+
+def test_lines_tell_the_place_among_the_stages_and_come_without_news(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_room, "LINE_EVERY_S", 0.2)
+    course = Course(["images", "seeds/coarse", "seeds/fine", "reports"], {"reports": 0.0})
+    with on_course(course):
+        course.begin("seeds/coarse")
+        with StageProgress("seeds/coarse", 8, "images"):
+            deadline = time.monotonic() + 60
+            told = ""
+            while told.count("\n") < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                told += capsys.readouterr().out
+        assert re.match(r"seeds/coarse: 0 of 8 images, \d+\.\d s, stage 2/4\n", told)
+        assert course.later_s() is None
+        course.learn("seeds/coarse", 30.0)
+        assert course.later_s() == 30.0  # fine seeds are taken to take as long as coarse ones
+        course.begin("seeds/fine")
+        assert course.later_s() == 0.0
