@@ -102,7 +102,7 @@ def run(config: RunConfig, num_images: int) -> bool:
             if not problems:
                 plans = _measure(config, len(sources), num_images)
                 attempt("space", lambda: checks.space(config, sum(plan.num_bytes for plan in plans)))
-                total = _show(config, plans, len(sources))
+                total = _show(config, plans, len(sources), ray.nodes())
                 if config.max_gpu_hours is not None or config.max_cost is not None:
                     spent = spent_by(Folder(config.run))
                     attempt("budget", lambda: demand_budget(total, spent, budget_of(config), config.prices.currency))
@@ -259,10 +259,10 @@ def _plan_steps(config: RunConfig, stage: Stage, cost: StepCost, num_steps: int,
     return StagePlan(stage.name, hours, hours * gpus * workers.most_workers, 0.0, checkpoints + reads, None, None)
 
 
-def _show(config: RunConfig, stages: list[StagePlan], num_images: int) -> Amount:
-    """Prints the table, and returns what the whole run takes."""
+def _show(config: RunConfig, stages: list[StagePlan], num_images: int, nodes: list[dict[str, Any]]) -> Amount:
+    """Prints the table, and returns what the whole run takes; `nodes` as Ray tells them."""
     prices = prices_of(config)
-    tariff = tariff_of(ray.nodes(), prices, config.cluster.max_gpus)
+    tariff = tariff_of(nodes, prices, config.cluster.max_gpus)
     money = prices.currency or "price"
     table = Table("stage", title="what it will take here, scaled from what was measured")
     for head in (

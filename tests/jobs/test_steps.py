@@ -144,7 +144,7 @@ def test_a_stage_in_one_file_is_made_told_and_planned(two_stages: None, tmp_path
 
     plan = fmwsss("plan", *where, "--images", "2")
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in plan.output.splitlines() if "│" in line]
-    assert [row[0] for row in rows] == ["images", BRIGHTNESS, "all"]
+    assert [row[0] for row in rows] == ["images", BRIGHTNESS, "all", "1,000 images"]
 
     assert fmwsss("run", *where, "--only", "images").exit_code == 0
     assert fmwsss("run", *where, "--only", "statistics").exit_code == 0

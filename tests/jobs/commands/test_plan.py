@@ -97,13 +97,21 @@ def test_first_images_that_warm_up_a_process_do_not_count() -> None:
     assert plan._seconds_an_image(events) == {"SamReplica": 0.6}
 
 
+def hours_of(told: str) -> float:
+    """What `told_hours` said, as far as its digits go."""
+    if told in ("none", "under a minute"):
+        return 0.0 if told == "none" else 0.5 / 60
+    value, unit = told.split()
+    return float(value) * {"min": 1 / 60, "h": 1.0, "days": 24.0}[unit]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_run_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fmwsss.jobs", "plan", DEMO, f"run={tmp_path}/run",
                "dataset.num_images=9600", "shard_rows=8",
                "propose.points_per_side=2", "cluster.num_threads=1", "learn.classification.cache=input",
-               "learn.joint_every=1600", "--images", "2"]  # fmt: skip
+               "learn.joint_every=1600", "prices={currency: EUR, machine_hour: {cpu: 3}}", "--images", "2"]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380)
     assert result.returncode == 0, result.stdout + result.stderr
     told = result.stdout
@@ -111,18 +119,23 @@ def test_a_run_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in told.splitlines() if line.startswith("│")]
     stages = {row[0]: row[1:] for row in rows}
     assert list(stages) == ["images", "superpixels", "features/classification", "prompts/classification",
-                            "seeds/coarse", "seeds/joint", "prompts/segmentation", "seeds/fine", "all"]  # fmt: skip
-    hours = {stage: float(row[0]) for stage, row in stages.items()}
+                            "seeds/coarse", "seeds/joint", "prompts/segmentation", "seeds/fine", "all",
+                            "1,000 images"]  # fmt: skip
+    hours = {stage: hours_of(row[0]) for stage, row in stages.items()}
+    each, total = hours.pop("1,000 images"), hours.pop("all")
     assert all(hours.values())
-    assert hours["all"] == pytest.approx(sum(hours.values()) - hours["all"], rel=0.02)
+    assert total == pytest.approx(sum(hours.values()), rel=0.1)
+    assert each == pytest.approx(total / 9.6, rel=0.1)
     # Learned for 8 epochs of 600 steps, each a good part of a second: no start of a process may be in it.
     assert 0.05 < hours["prompts/classification"] < 10
     # 144 tokens and [CLS] of 128 halves for each of four views.
-    assert float(stages["features/classification"][2]) == pytest.approx(9_600 * 4 * 145 * 128 * 2 / 2**30, rel=0.1)
+    assert float(stages["features/classification"][3]) == pytest.approx(9_600 * 4 * 145 * 128 * 2 / 2**30, rel=0.1)
     # 20 epochs of 600 steps, new seeds every 1,600.
-    assert hours["seeds/joint"] == pytest.approx(8 * hours["seeds/coarse"], rel=0.02)
+    assert hours["seeds/joint"] == pytest.approx(8 * hours["seeds/coarse"], rel=0.1)
     assert {row[1] for row in stages.values()} == {"0"}, "there is no GPU here"
-    assert int(stages["seeds/fine"][3].replace(",", "")) == 9_600 + 1_200 * 8
+    assert int(stages["seeds/fine"][4].replace(",", "")) == 9_600 + 1_200 * 8
+    # This machine has a price: an hour of it is 3 of the money.
+    assert float(stages["all"][2].replace(",", "")) == pytest.approx(3 * total, rel=0.1)
     assert "9600 images in 1200 shards of 8" in told
     assert "shard_rows" in told.splitlines()[-1]
     assert Folder(str(tmp_path)).list() == []
@@ -134,11 +147,11 @@ def test_parts_are_told_in_bytes_and_in_what_a_lost_machine_costs(capsys: pytest
         plan.StagePlan("images", 1.0, 0.0, 1e9, 10, 8.0, 0.5),
         plan.StagePlan("superpixels", 9.0, 9.0, 1e9, 10, 1.0, 4.0),
     ]
-    plan._show(config, [*stages, plan.StagePlan("prompts/classification", 1.0, 0.0, 0.0, 10, None, None)], 200_000)
+    plan._show(config, [*stages, plan.StagePlan("prompts/classification", 1.0, 0.0, 0.0, 10, None, None)], 200_000, [])
     told = capsys.readouterr().out
     assert "200000 images in 2000 shards of 100" in told
     assert "shard_rows 800 would make the largest 64 MiB; a lost machine would then cost about 32 min a replica" in told
     (row,) = [line for line in told.splitlines() if "superpixels" in line]
-    assert [cell.strip() for cell in row.strip("│ ").split("│")][-2:] == ["1.00", "4.00"]
-    plan._show(config, stages, 20_000)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][-2:] == ["1.00", "4 min"]
+    plan._show(config, stages, 20_000, [])
     assert "small parts" not in capsys.readouterr().out
