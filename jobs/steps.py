@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
@@ -19,8 +20,8 @@ from fmwsss.cluster.storage.ledger import INPUTS, ChangedInputs, Receipt, Run
 from fmwsss.cluster.storage.retry import forget
 from fmwsss.cluster.storage.spending import Budget, Prices
 from fmwsss.cluster.storage.storage_errors import DamagedFile
-from fmwsss.cluster.telemetry.progress import Course, on_course, running
-from fmwsss.cluster.telemetry.trackers import MlflowTracker, Tracker, WandbTracker, followed_by, told
+from fmwsss.cluster.telemetry.progress import Course, on_course, running, waited_for
+from fmwsss.cluster.telemetry.trackers import MlflowTracker, Tracker, WandbTracker, followed_by, tell_trackers
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
 from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
@@ -161,8 +162,9 @@ def _run(
     ledger = Run(Folder(config.run))
     ledger.folder.probe()
     print("clip, sam: looking into the weights", flush=True)
-    pinned, models = pin_models(config)
-    pinned = pin_segmenter(pinned, models)
+    with waited_for("clip, sam: looking into the weights"):
+        pinned, models = pin_models(config)
+        pinned = pin_segmenter(pinned, models)
     stages = stages_of(pinned)
     with hold(ledger.folder, running) as claim:
         ledger = Run(ledger.folder.guarded(claim))
@@ -182,11 +184,15 @@ def _run(
         told = {"stages": [stage.name for stage in stages], "units": {stage.name: stage.unit for stage in stages}}
         ledger.write_manifest({"config": settings, "models": models, **told, "versions": versions()})
         where = config.cluster.address or os.environ.get("RAY_ADDRESS")
-        print(f"waiting for Ray at {where}" if where else "starting Ray on this machine", flush=True)
         meter = Meter(ledger.folder, prices_of(config), budget_of(config))
         meter.demand()
-        own_session = session(config.cluster.address, config.cluster.num_cpus)
-        with followed_by(trackers_of(config, ledger.folder.url, settings)), own_session, meter.counting():
+        waiting = f"waiting for Ray at {where}" if where else "starting Ray on this machine"
+        print(waiting, flush=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(followed_by(trackers_of(config, ledger.folder.url, settings)))
+            with waited_for(waiting):
+                stack.enter_context(session(config.cluster.address, config.cluster.num_cpus))
+            stack.enter_context(meter.counting())
             demand_shared(local_paths(config))
             chosen = [stage for stage in stages if stage.name in due_names]
             results = _make_all(config, ledger, chosen, stages, meter, relearn, as_it_was)
@@ -273,7 +279,7 @@ def _make_all(
             _make_one(config, run, stage, due, stages, meter, course, results)
     if report := results.get(reports.STAGE):
         rows = {row["name"]: row.get("miou") for row in report.metrics["rows"]}
-        told("miou", 0, {name.replace(": ", "/"): value for name, value in rows.items() if value is not None})
+        tell_trackers("miou", 0, {name.replace(": ", "/"): value for name, value in rows.items() if value is not None})
     return results
 
 
@@ -296,7 +302,7 @@ def _make_one(
     if isinstance(result, Receipt):
         course.learn(stage.name, result.seconds)
         rows = {stage.unit: result.num_rows, "failures": result.num_failures, "seconds": result.seconds}
-        told(f"stages/{stage.name}", 0, {str(name): value for name, value in rows.items()})
+        tell_trackers(f"stages/{stage.name}", 0, {str(name): value for name, value in rows.items()})
     if stage.name == ingest.STAGE:
         for other in due:
             if other.check:

@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fmwsss.cluster.telemetry.trackers import told
+from fmwsss.cluster.telemetry.trackers import tell_trackers
 
 LINE_EVERY_S = 10.0
 POLL_EVERY_S = 0.5
@@ -37,7 +37,7 @@ class Course:
 
     def __init__(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
         self.names, self.seconds = list(names), dict(seconds)
-        self.at = 0
+        self.at, self.begun_s = 0, time.monotonic()
 
     def begin(self, name: str) -> None:
         """Says that a stage begins.
@@ -45,7 +45,7 @@ class Course:
         Args:
             name: of the stage.
         """
-        self.at = self.names.index(name)
+        self.at, self.begun_s = self.names.index(name), time.monotonic()
 
     def learn(self, name: str, seconds: float) -> None:
         """Says what a stage took; others of its kind are taken to take as long: fine seeds as coarse ones.
@@ -77,20 +77,51 @@ def on_course(course: Course) -> Iterator[Course]:
     Args:
         course: of the stages that are due.
     """
-    ended = threading.Event()
+    spoken_s = time.monotonic()
 
     def speak() -> None:
-        while not ended.wait(LINE_EVERY_S / 4):
-            if _shown:
-                _shown[-1].speak()
+        nonlocal spoken_s
+        now_s = time.monotonic()
+        for own in _shown[-1:]:
+            own.speak()
+            spoken_s = now_s
+        if now_s - max(spoken_s, course.begun_s) > LINE_EVERY_S:
+            spoken_s = now_s
+            print(f"{course.names[course.at]}: at work, {now_s - course.begun_s:.0f} s", flush=True)
 
-    thread = threading.Thread(target=speak, daemon=True, name="progress")
-    thread.start()
     _course.append(course)
     try:
-        yield course
+        with _every(LINE_EVERY_S / 4, speak):
+            yield course
     finally:
         _course.remove(course)
+
+
+@contextlib.contextmanager
+def waited_for(what: str) -> Iterator[None]:
+    """For the length of a `with` a line tells every ten seconds what is waited for.
+
+    Args:
+        what: in a few words.
+    """
+    begun_s = time.monotonic()
+    with _every(LINE_EVERY_S, lambda: print(f"{what}, {time.monotonic() - begun_s:.0f} s", flush=True)):
+        yield
+
+
+@contextlib.contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=repeat, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
         ended.set()
         thread.join()
 
@@ -270,7 +301,7 @@ def watch_board(progress: StageProgress) -> Iterator[Any]:
         done, note, values = ray.get(board.get.remote())
         progress.advance(max(0, done - progress.done), note=note)
         for step, named in values:
-            told(progress.stage, step, named)
+            tell_trackers(progress.stage, step, named)
 
     def poll() -> None:
         while not ended.wait(POLL_EVERY_S):

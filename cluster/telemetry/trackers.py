@@ -120,7 +120,7 @@ class WandbTracker:
 
 @contextlib.contextmanager
 def followed_by(make: Sequence[Callable[[], Tracker]]) -> Iterator[None]:
-    """For the length of a `with` what is `told` goes to these trackers; its end is their end.
+    """For the length of a `with` what `tell_trackers` says goes to these trackers; its end is their end.
 
     Args:
         make: each makes a tracker.
@@ -141,7 +141,7 @@ def followed_by(make: Sequence[Callable[[], Tracker]]) -> Iterator[None]:
         _followers.clear()
 
 
-def told(stage: str, step: int, values: Mapping[str, float]) -> None:
+def tell_trackers(stage: str, step: int, values: Mapping[str, float]) -> None:
     """Tells every tracker.
 
     Args:

@@ -12,7 +12,7 @@ from fmwsss.cluster.models.spec import ModelError
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
 from fmwsss.cluster.telemetry.tensorboard import EventLog
-from fmwsss.cluster.telemetry.trackers import MlflowTracker, WandbTracker, flat, followed_by, told
+from fmwsss.cluster.telemetry.trackers import MlflowTracker, WandbTracker, flat, followed_by, tell_trackers
 
 SETTINGS = {"run": "runs/a", "propose": {"points_per_side": 32}, "classes": ["cat", "dog"]}
 
@@ -35,8 +35,8 @@ def test_all_are_told_and_one_that_is_away_is_left_out(capsys: pytest.CaptureFix
     whole, away = Listener(), Listener(breaks_at=1)
     with followed_by([lambda: whole, lambda: away]):
         for step in range(3):
-            told("prompts/classification", step, {"loss": step / 2})
-    told("prompts/classification", 3, {"loss": 0.0})
+            tell_trackers("prompts/classification", step, {"loss": step / 2})
+    tell_trackers("prompts/classification", 3, {"loss": 0.0})
     assert whole.heard == [(step, {"prompts/classification/loss": step / 2}) for step in range(3)]
     assert (whole.status, away.status, len(away.heard)) == ("complete", "", 1)
     assert capsys.readouterr().err == "Listener is left out from now on: ConnectionError: it is away\n"
@@ -93,8 +93,8 @@ def test_mlflow_keeps_one_run_over_all_starts(tmp_path: Path, monkeypatch: pytes
     for start in range(2):
         with followed_by([lambda: MlflowTracker(uri, "seeds", url, many)]):
             for step in range(10 * start, 10 * start + 10):
-                told("prompts/classification", step, {"loss": 1 / (1 + step), "learning_rate": 0.1})
-            told("miou", 0, {"seeds/fine": 0.5})
+                tell_trackers("prompts/classification", step, {"loss": 1 / (1 + step), "learning_rate": 0.1})
+            tell_trackers("miou", 0, {"seeds/fine": 0.5})
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("seeds")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -112,7 +112,7 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     made: list[WandbTracker] = []
     with followed_by([lambda: made.append(WandbTracker("seeds", "runs/a", SETTINGS)) or made[0]]):
-        told("prompts/classification", 3, {"loss": 0.25})
+        tell_trackers("prompts/classification", 3, {"loss": 0.25})
         assert made[0].run.summary["prompts/classification/loss"] == 0.25
         assert made[0].run.config["propose.points_per_side"] == 32
     assert wandb.run is None
