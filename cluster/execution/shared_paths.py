@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fmwsss.core.errors import InputError
@@ -36,7 +37,7 @@ def demand_shared(paths: Mapping[str, str]) -> None:
     for reference in answered:
         try:
             missing = ray.get(reference)
-        except ray.exceptions.RayError:
+        except RayError:
             continue
         for key, path in paths.items():
             if path in missing:

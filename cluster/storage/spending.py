@@ -113,7 +113,7 @@ def price_of(node: Mapping[str, Any], prices: Prices) -> float | None:
     if group in prices.machine_hour:
         return prices.machine_hour[group]
     if num_gpus:
-        return num_gpus * prices.gpu_hour[kind] if kind in prices.gpu_hour else None
+        return num_gpus * prices.gpu_hour[kind] if kind and kind in prices.gpu_hour else None
     return prices.machine_hour.get("cpu")
 
 

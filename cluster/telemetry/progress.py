@@ -262,7 +262,7 @@ class Board:
     """A small actor that workers of a Ray Train job write their progress on; the driver reads it."""
 
     def __init__(self) -> None:
-        self.state = (0, "")
+        self.done, self.note = 0, ""
         self.values: list[tuple[int, dict[str, float]]] = []
 
     def set(self, done: int, note: str) -> None:
@@ -272,7 +272,7 @@ class Board:
             done: units finished by now.
             note: a few words.
         """
-        self.state = (done, note)
+        self.done, self.note = done, note
 
     def tell(self, step: int, values: dict[str, float]) -> None:
         """Values of one step, for trackers.
@@ -286,7 +286,7 @@ class Board:
     def get(self) -> tuple[int, str, list[tuple[int, dict[str, float]]]]:
         """What was set last, and what was told since this was asked before."""
         values, self.values = self.values, []
-        return (*self.state, values)
+        return self.done, self.note, values
 
 
 @contextlib.contextmanager

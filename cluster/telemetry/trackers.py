@@ -56,8 +56,8 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, run_url: str, settings: Mapping[str, Any]) -> None:
         demand_package("mlflow", "mlflow", "tracking.mlflow")
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         self.client = MlflowClient(tracking_uri=uri)
         known = self.client.get_experiment_by_name(experiment)
@@ -75,7 +75,7 @@ class MlflowTracker:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         at_ms = int(time.time() * 1000)
         self.client.log_batch(self.run_id, [Metric(name, value, at_ms, step) for name, value in values.items()])
@@ -96,7 +96,7 @@ class WandbTracker:
 
     def __init__(self, project: str, run_url: str, settings: Mapping[str, Any]) -> None:
         demand_package("wandb", "wandb", "tracking.wandb")
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._place = tempfile.TemporaryDirectory()
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -281,21 +281,21 @@ def _show(config: RunConfig, stages: list[StagePlan], num_images: int, nodes: li
         row = [told_hours(of.hours), _figure(gpu_hours), *cost, _figure(num_bytes / 2**30), f"{requests:,.0f}", *part]
         table.add_row(name, *row)
 
-    total, sums = Amount(), [0.0, 0.0, 0.0]
+    total = Amount()
     for stage in stages:
         paid = tariff.pay(stage.hours, stage.gpu_hours)
         total += paid
-        sums = [sums[0] + stage.gpu_hours, sums[1] + stage.num_bytes, sums[2] + stage.num_requests]
         size = f"{stage.part_mib:.2f}" if stage.part_mib is not None else ""
         took = told_hours(stage.part_minutes / 60) if stage.part_minutes is not None else ""
         add(stage.stage, paid, stage.gpu_hours, stage.num_bytes, stage.num_requests, [size, took])
     table.add_section()
-    add("all", total, *sums, ["", ""])
-    share = 1000 / num_images
-    each = Amount(share * total.gpu_hours, share * total.cost, share * total.hours)
-    add("1,000 images", each, *(share * value for value in sums), ["", ""])
+    gpu_hours, num_bytes = (sum(getattr(stage, key) for stage in stages) for key in ("gpu_hours", "num_bytes"))
+    requests = sum(stage.num_requests for stage in stages)
+    for name, share in (("all", 1.0), ("1,000 images", 1000 / num_images)):
+        paid = Amount(share * total.gpu_hours, share * total.cost, share * total.hours)
+        add(name, paid, share * gpu_hours, share * num_bytes, share * requests, ["", ""])
     Console(width=None if Console().is_terminal else LINE_WIDTH).print(table)
-    if prices.are_known and tariff.gpu_hour is None and sums[0]:
+    if prices.are_known and tariff.gpu_hour is None and gpu_hours:
         print("     of GPUs without a price in `prices` the money is not counted")
     if not prices.are_known:
         print("     `prices` in the run file (docs/run_file.md has an example) adds what it costs")

@@ -74,7 +74,7 @@ def _fmwsss(words: list[str]) -> None:
     from fmwsss.jobs.config.load import load_config
 
     group = typer.main.get_command(app)
-    context = click.Context(group, info_name="fmwsss")
+    context = click.Context(group, info_name="fmwsss")  # type: ignore[arg-type]
     if words[:1] == ["--version"] or "..." in words:
         return
     name, command, rest = group.resolve_command(context, list(words))  # type: ignore[attr-defined]
