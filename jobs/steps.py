@@ -13,6 +13,7 @@ from typing import Any
 from fmwsss.cluster.execution.meter import Meter
 from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.shared_paths import demand_shared
+from fmwsss.cluster.models.extras import demand_package
 from fmwsss.cluster.models.known_weights import Role
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
@@ -213,8 +214,10 @@ def trackers_of(config: RunConfig, run_url: str, settings: Mapping[str, Any]) ->
     """
     own, made = config.tracking, list[Callable[[], Tracker]]()
     if own.mlflow:
+        demand_package("mlflow", "mlflow", "tracking.mlflow")
         made.append(partial(MlflowTracker, own.mlflow, own.experiment, run_url, settings))
     if own.wandb:
+        demand_package("wandb", "wandb", "tracking.wandb")
         made.append(partial(WandbTracker, own.wandb, run_url, settings))
     return made
 

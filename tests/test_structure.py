@@ -33,7 +33,7 @@ FLOORS = [
     {"jobs.config"},
     {"jobs.declarations"},
     {"jobs.stages"},
-    {"jobs.run_layout", "jobs.training"},
+    {"jobs.run_layout", "jobs.training", "jobs.notify"},
     {"jobs.review"},
     {"jobs.images"},
     {"jobs.superpixels", "jobs.seeds", "jobs.tags"},

@@ -54,7 +54,11 @@ class Meter:
         return self.before + self.own
 
     def demand(self) -> None:
-        """Raises BudgetError where the budget is spent: no stage is begun then."""
+        """Asked before a stage is begun.
+
+        Raises:
+            BudgetError: the budget is spent.
+        """
         if self.budget.is_spent(self.spent):
             raise BudgetError(told_spent(self.spent, self.budget, self.prices.currency))
 

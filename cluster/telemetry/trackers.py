@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-from fmwsss.cluster.models.extras import demand_package
-
 RUN_TAG = "fmwsss.run"
 MAX_PARAMS, MAX_VALUE_CHARS = 100, 500  # of one request to MLflow, and of one value
 COMPLETE, FAILED, STOPPED = "complete", "failed", "stopped"
@@ -55,7 +53,6 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, experiment: str, run_url: str, settings: Mapping[str, Any]) -> None:
-        demand_package("mlflow", "mlflow", "tracking.mlflow")
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
@@ -74,7 +71,12 @@ class MlflowTracker:
             self.client.log_batch(self.run_id, params=some)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """See `Tracker`.
+
+        Args:
+            step: iteration.
+            values: by name.
+        """
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         at_ms = int(time.time() * 1000)
@@ -95,7 +97,6 @@ class WandbTracker:
     """
 
     def __init__(self, project: str, run_url: str, settings: Mapping[str, Any]) -> None:
-        demand_package("wandb", "wandb", "tracking.wandb")
         import wandb  # pyright: ignore[reportMissingImports]
 
         self._place = tempfile.TemporaryDirectory()
@@ -110,7 +111,12 @@ class WandbTracker:
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`; steps of several stages go back, which wandb's own count does not."""
+        """See `Tracker`; steps of several stages go back, which wandb's own count does not.
+
+        Args:
+            step: iteration.
+            values: by name.
+        """
         self.run.log({**values, "iteration": step})
 
     def finish(self, status: str) -> None:
@@ -125,8 +131,6 @@ def followed_by(make: Sequence[Callable[[], Tracker]]) -> Iterator[None]:
     Args:
         make: each makes a tracker.
 
-    Raises:
-        ModelError: a package is missing; that is told before anything is paid for.
     """
     _followers.extend(own() for own in make)
     status = FAILED

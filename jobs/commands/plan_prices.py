@@ -60,6 +60,12 @@ def tariff_of(nodes: Sequence[Mapping[str, Any]], prices: Prices, max_gpus: int 
 def demand_budget(total: Amount, spent: Amount, budget: Budget, currency: str) -> str:
     """Whether what is planned is within what a run may still spend, in words.
 
+    Args:
+        total: of the whole run.
+        spent: by earlier starts.
+        budget: of the run file.
+        currency: of the prices.
+
     Raises:
         InputError: it is not; the run would end before its last stage.
     """

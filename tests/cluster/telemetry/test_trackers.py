@@ -13,6 +13,8 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
 from fmwsss.cluster.telemetry.tensorboard import EventLog
 from fmwsss.cluster.telemetry.trackers import MlflowTracker, WandbTracker, flat, followed_by, tell_trackers
+from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.steps import trackers_of
 
 SETTINGS = {"run": "runs/a", "propose": {"points_per_side": 32}, "classes": ["cat", "dog"]}
 
@@ -75,10 +77,10 @@ def test_what_a_worker_logs_comes_to_the_drivers_trackers(tmp_path: Path) -> Non
 
 def test_a_package_that_is_missing_is_told_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"tracking\.mlflow needs the package mlflow: `pip install .*\[mlflow\]"):
-        MlflowTracker("file:/nowhere", "fmwsss", "runs/a", SETTINGS)
-    with pytest.raises(ModelError, match=r"fmwsss\[wandb\]"):
-        WandbTracker("fmwsss", "runs/a", SETTINGS)
+    for kind in ("mlflow", "wandb"):
+        config = load_config("demo", [f"tracking.{kind}=anywhere"])
+        with pytest.raises(ModelError, match=rf"tracking\.{kind} needs the package {kind}: `pip install .*\[{kind}\]"):
+            trackers_of(config, "runs/a", SETTINGS)
 
 
 def test_settings_are_told_by_dotted_keys() -> None:
