@@ -21,6 +21,7 @@ from fmwsss.cluster.storage.folder import Folder
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
 
+TOLD_WITHIN_S = 30.0  # a driver that does not listen is not waited for
 LOGS = "logs"  # the folder of a stage that they are in
 
 
@@ -31,7 +32,7 @@ class EventLog:
         folder: of the stage; TensorBoard reads all files of its `logs/` as one log.
         first: the step it begins with; a start that goes on from a checkpoint has a file of its own.
         save_every_s: seconds between two copies.
-        tell: called with each step and its values, for trackers.
+        tell: called with each step and its values, for trackers; a task of Ray that it returns is waited for at a save.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EventLog:
         self._writer = EventsWriter(f"{self._place.name}/events")
         self._saved_s = time.monotonic()
         self._gauges: dict[str, Gauge] = {}
+        self._told: Any = None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values of one step, also as gauges `fmwsss_<name>` of Ray's metrics.
@@ -60,7 +62,7 @@ class EventLog:
         for name, value in values.items():
             self._add(step, summary.scalar(name, float(value)))
             self._measure(name, float(value))
-        self.tell(step, {name: float(value) for name, value in values.items()})
+        self._told = self.tell(step, {name: float(value) for name, value in values.items()})
         if time.monotonic() - self._saved_s > self.save_every_s:
             self.save()
 
@@ -92,6 +94,11 @@ class EventLog:
         self._writer.flush()
         (path,) = Path(self._place.name).iterdir()
         self.folder.write(self.name, path.read_bytes())
+        if self._told is not None:  # a worker that ends now would take with it what it has not sent
+            import ray
+
+            ray.wait([self._told], timeout=TOLD_WITHIN_S)
+            self._told = None
 
 
 def peak_memory_bytes(device_type: str) -> int:

@@ -28,7 +28,7 @@ def gather(run: Run) -> dict[str, Any]:
         `run`, `driver` (`state`: "working", "silent", "dead" or "none"; where, and since when), `stages` in their order
         (`stage`, `state`: "complete", "working", "begun" or "waiting"; `done`, `total`, `left`, `failed`, `per_second`,
         `seconds_left`, `note`; null where it can't be known; `changes`: what it was begun with and this release would
-        not use), `failures` (`stage`, `error_type`, `images`), `next`: what `fmwsss run` would do, in words, and `spent`
+        not use), `failures` (`stage`, `error_type`, `images`), `next`: what `fmwsss run` would do, and `spent`
         (`gpu_hours`, `cost`, `hours`, `currency`, and of the limits `gpu_hours_left` and `cost_left`, null without
         one).
 

@@ -68,6 +68,7 @@ def test_what_a_worker_logs_comes_to_the_drivers_trackers(tmp_path: Path) -> Non
         log = EventLog(Folder(folder), 0, 1e9, board.tell.remote)  # type: ignore[attr-defined]
         for step in range(25):
             log.scalars(step, {"loss": step / 4})
+        log.save()
 
     progress = StageProgress("prompts/classification", 25, "iterations")
     with followed_by([lambda: listener]), progress, watch_board(progress) as board:

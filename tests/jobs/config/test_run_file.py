@@ -127,7 +127,7 @@ def test_null_where_it_is_no_value_is_told_with_the_default(tmp_path: Path) -> N
 def test_a_section_of_another_kind_replaces_that_of_the_base(tmp_path: Path) -> None:
     path = written(tmp_path, "base: voc12\ndataset: {kind: toy, num_images: 4}\nclip: {factory: 'a:b'}\n")
     config = load_config(path)
-    assert config.dataset.model_dump() == {"kind": "toy", "num_images": 4, "first_seed": 0}
+    assert config.dataset.model_dump() == {"kind": "toy", "num_images": 4, "first_seed": 0, "only_images": None}
     assert (config.clip.factory, config.clip.model, config.clip.weights) == ("a:b", None, None)
     overridden = load_config("voc12", ["dataset.num_images=4", "dataset.kind=toy"])
     assert overridden.dataset == config.dataset
