@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from fmwsss.cluster.storage.redaction import plain
+from fmwsss.cluster.storage.storage_errors import demand_times
 from fmwsss.core.errors import FmwsssError, InputError
 from fmwsss.core.memory_errors import told_out_of_memory
 from fmwsss.jobs.config.load import load_config
@@ -513,6 +514,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _told_in_lines():
             _demand_utf8()
             _demand_docstrings()
+            demand_times()
             app(arguments, prog_name="fmwsss")
     except Exception:
         # Not `sys.excepthook`: Typer puts its own there.

@@ -54,27 +54,38 @@ class DamagedFile(StorageError):  # noqa: N818 - the name says what happened
     """One file whose bytes are not those that were written."""
 
 
+_no_times: dict[str, str] = {}  # variable -> what it says
+
+
 def seconds_from(variable: str, default: float) -> float:
-    """A time that the environment may set.
+    """A time that the environment may set; modules ask for theirs when they are imported.
 
     Args:
         variable: its name.
-        default: seconds where it is not set, or empty.
+        default: seconds where it is not set, or empty, or no number above 0: then `demand_times` refuses it.
 
     Returns:
         Seconds, more than 0.
-
-    Raises:
-        InputError: it is no such number.
     """
     text = os.environ.get(variable) or str(default)
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
+    if 0 < seconds < math.inf:
+        return seconds
+    _no_times[variable] = text
+    return default
+
+
+def demand_times() -> None:
+    """Refuses times of the environment that are none.
+
+    Raises:
+        InputError: one is no number of seconds above 0.
+    """
+    for variable, text in _no_times.items():
         raise InputError(f"the environment has {variable}={text!r}: it is to be a number of seconds above 0")
-    return seconds
 
 
 def is_missing_bucket(error: BaseException) -> bool:
