@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     command = [sys.executable, "-m", "fmwsss.jobs", "run", DEMO, f"run={run}", *SMALL]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
     assert result.returncode == 0, result.stderr
     (run.parent / "stdout").write_text(result.stdout)
     return str(run)

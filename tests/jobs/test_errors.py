@@ -23,7 +23,7 @@ VALIDATORS = {f"fmwsss.jobs.config.{name}" for name in ("class_maps", "models", 
 BUGS = {("fmwsss.cluster.storage.driver_lock", "RuntimeError"), ("fmwsss.jobs.training.arrow_tensors", "ValueError")}
 PLAIN = {"ValueError", "RuntimeError", "SystemExit", "OSError", "FileNotFoundError", "PermissionError", "Exception"}
 # Caught where they are raised, or the reason of one image's failure.
-INNER = {"_Broken", "WorkerDied", "UnexpectedError", "FmwsssError"}
+INNER = {"_Broken", "NotBegun", "WorkerDied", "UnexpectedError", "FmwsssError"}
 
 
 def program(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
