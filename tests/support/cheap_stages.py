@@ -21,12 +21,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.scaling import AS_FOUND, IdleClip, IdleSam
+from fmwsss.cluster.execution.meter import Meter
 from fmwsss.cluster.execution.session import session
 from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.storage import driver_lock
 from fmwsss.cluster.storage.driver_lock import hold
 from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import Run
+from fmwsss.cluster.storage.spending import Budget, Prices
 from fmwsss.cluster.telemetry.progress import running
 from fmwsss.jobs import steps
 from fmwsss.jobs.cli import _told_in_lines
@@ -61,7 +63,7 @@ def main() -> None:
             demand_unchanged(due, run)
             run.write_manifest({"config": config.model_dump(mode="json", exclude={"cluster"}), "stages": STAGES})
             with session(address):
-                steps._make_all(config, run, due, asked)
+                steps._make_all(config, run, due, asked, Meter(run.folder, Prices(), Budget()))
 
 
 def step_clock() -> None:
