@@ -188,7 +188,7 @@ def propose_chain(
     return [
         Operator(decode_shard, {"run": run, "stage": "superpixels"}, num_cpus=num_cpus),
         replica,
-        Operator(propose.write_shard, {"run": run, "settings": settings}, num_cpus=num_cpus),
+        Operator(propose.write_shard, {"run": run, "settings": settings, "may_be_known": False}, num_cpus=num_cpus),
     ]
 
 

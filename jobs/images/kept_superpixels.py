@@ -23,6 +23,11 @@ def keep(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> None:
     _folder(run).write_many({f"{sha256}.parquet": table_bytes([row], SUPERPIXELS) for sha256, row in rows.items()})
 
 
+def are_there(run: Run) -> bool:
+    """Whether superpixels of any image are kept."""
+    return bool(_folder(run).list())
+
+
 def kept(run: Run, sha256s: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The superpixels that are kept of some images.
 
@@ -43,7 +48,7 @@ def kept(run: Run, sha256s: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def forget(run: Run) -> None:
     """Deletes them, when the stage is complete."""
-    if _folder(run).list():
+    if are_there(run):
         _folder(run).delete_all()
 
 

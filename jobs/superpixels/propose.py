@@ -62,24 +62,30 @@ def _operators(config: RunConfig, run: Run) -> list[Operator]:
         shared = SharedSuperpixels.of(config.proposals, sha256, settings)
     cluster = config.cluster
     plan = plan_replicas(cluster.num_replicas, cluster.gpus_per_replica, cluster.num_threads, cluster.max_gpus)
+    # Looked up once here: most runs have none, and need not read which image of a part has which bytes.
+    may_be_known = shared is not None or kept_superpixels.are_there(run)
+    known = {"shared": shared, "may_be_known": may_be_known}
     return [
-        Operator(decode_unknown, {"run": run, "shared": shared}, num_cpus=plan.helper_cpus),
+        Operator(decode_unknown, {"run": run, **known}, num_cpus=plan.helper_cpus),
         plan.operator(SamReplica, {"spec": config.sam.spec(), "settings": settings, "stage": STAGE}),
-        Operator(write_shard, {"run": run, "settings": settings, "shared": shared}, num_cpus=plan.helper_cpus),
+        Operator(write_shard, {"run": run, "settings": settings, **known}, num_cpus=plan.helper_cpus),
     ]
 
 
-def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) -> pa.Table:
+def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None, may_be_known: bool = True) -> pa.Table:
     """A block that names a part of `images/` in; out its decoded images, without those whose superpixels are known.
 
     Args:
         block: of one row.
         run: the run folder.
         shared: where superpixels of other runs are; None for nowhere.
+        may_be_known: whether there are superpixels of any image, shared or kept.
 
     Returns:
         A table of `carried(DECODED_PAYLOAD)`.
     """
+    if not may_be_known:
+        return decode_shard(block, run, STAGE)
     sha256 = set(_image_sha256(run, block["part"][0].as_py()).values())
     known = set(kept_superpixels.kept(run, sha256))
     if shared is not None:
@@ -88,7 +94,11 @@ def decode_unknown(block: pa.Table, run: Run, shared: SharedSuperpixels | None) 
 
 
 def write_shard(
-    block: pa.Table, run: Run, settings: ProposalSettings, shared: SharedSuperpixels | None = None
+    block: pa.Table,
+    run: Run,
+    settings: ProposalSettings,
+    shared: SharedSuperpixels | None = None,
+    may_be_known: bool = True,
 ) -> pa.Table:
     """SAM's masks of one shard in, its superpixels and failures written, its counts out.
 
@@ -97,6 +107,7 @@ def write_shard(
         run: the run folder.
         settings: of the clean-up and the occupation filter.
         shared: where superpixels are kept for other runs; None for nowhere.
+        may_be_known: as `decode_unknown` was told.
 
     Returns:
         One row of SUMMARY.
@@ -108,7 +119,8 @@ def write_shard(
 
     found = map_rows(block, finished, [field for field in SUPERPIXELS if field.name != "image_id"], STAGE)
     rows, failures = split_rows(found, SUPERPIXELS)
-    rows = _with_known(run, part, rows, {failure["image_id"] for failure in failures}, shared)
+    if may_be_known:
+        rows = _with_known(run, part, rows, {failure["image_id"] for failure in failures}, shared)
     return summary(part, run.write_part(STAGE, part, rows, SUPERPIXELS, failures), len(failures))
 
 

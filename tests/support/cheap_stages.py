@@ -89,7 +89,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
     def superpixels(run: Run) -> list[Operator]:
         sam = {"seconds_per_image": SECONDS_PER_IMAGE, "height_px": 128, "width_px": 128}
         model = Operator(IdleSam, sam, num_cpus=0.5, num_replicas=2)
-        write = Operator(propose.write_shard, {"run": run, "settings": AS_FOUND}, num_cpus=0.5)
+        write = Operator(propose.write_shard, {"run": run, "settings": AS_FOUND, "may_be_known": False}, num_cpus=0.5)
         return [decode(run, "superpixels"), model, write]
 
     def seeds(run: Run) -> list[Operator]:
