@@ -19,11 +19,7 @@ from fmwsss.cluster.storage.receipts import StageFile
 from fmwsss.cluster.telemetry.progress import StageProgress
 from fmwsss.core.errors import InputError
 from fmwsss.jobs.config.renewal import renewed_inputs
-from fmwsss.jobs.declarations import Declaration as Declaration
-from fmwsss.jobs.declarations import Judged as Judged
-from fmwsss.jobs.declarations import ShardCost as ShardCost
-from fmwsss.jobs.declarations import Stage as Stage
-from fmwsss.jobs.declarations import StepCost as StepCost
+from fmwsss.jobs.declarations import Stage
 
 VERSIONS_OF = ("fmwsss", "ray", "torch", "open_clip_torch", "segment-anything", "pyarrow", "numpy", "pillow")
 

@@ -27,6 +27,7 @@ from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.datasets import UnlabelledData
 from fmwsss.jobs.config.pinned import Models, adopt_weights, pin_models, pin_segmenter
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Stage
 from fmwsss.jobs.exporters import voc
 from fmwsss.jobs.images import ingest, kept_superpixels
 from fmwsss.jobs.notify import told_at_end
@@ -37,16 +38,7 @@ from fmwsss.jobs.review.bring_in import bring_in
 from fmwsss.jobs.seeds import foreground, maps, seed
 from fmwsss.jobs.segmenter import predict, train
 from fmwsss.jobs.segmenter.trained import trained_folder
-from fmwsss.jobs.stages import (
-    Declaration,
-    Stage,
-    StageError,
-    demand_unchanged,
-    make_stage,
-    receipt_of,
-    upstream,
-    versions,
-)
+from fmwsss.jobs.stages import StageError, demand_unchanged, make_stage, receipt_of, upstream, versions
 from fmwsss.jobs.superpixels import propose
 from fmwsss.jobs.tags import tag
 

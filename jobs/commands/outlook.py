@@ -21,7 +21,8 @@ from fmwsss.core.errors import FmwsssError
 from fmwsss.jobs.config.load import check_config
 from fmwsss.jobs.config.pinned import ROLES
 from fmwsss.jobs.config.run import RunConfig
-from fmwsss.jobs.stages import Stage, demand_unchanged, receipt_key, receipt_of
+from fmwsss.jobs.declarations import Stage
+from fmwsss.jobs.stages import demand_unchanged, receipt_key, receipt_of
 from fmwsss.jobs.steps import stages_of
 
 

@@ -28,8 +28,9 @@ from fmwsss.core.errors import FmwsssError
 from fmwsss.jobs.commands import plan_checks as checks
 from fmwsss.jobs.commands.plan_prices import demand_budget, tariff_of, told_cost, told_hours
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import ShardCost, Stage, StepCost
 from fmwsss.jobs.images.readers.base import Source
-from fmwsss.jobs.stages import ShardCost, Stage, StepCost, begin_stage, finish_stage, make_stage
+from fmwsss.jobs.stages import begin_stage, finish_stage, make_stage
 from fmwsss.jobs.steps import budget_of, prices_of, stages_of
 
 MIN_PART_MIB, MAX_PART_MIB = 64, 256  # what object stores and readers like, where parts are many

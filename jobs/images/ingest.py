@@ -14,12 +14,13 @@ from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.storage.ledger import INPUTS, Receipt, Run, part_index, part_name
 from fmwsss.core.schemas import IMAGES
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, ShardCost, Stage
 from fmwsss.jobs.images import digest, record
 from fmwsss.jobs.images.image_rows import Reading, demand_indices, reading_of, row_or_failure
 from fmwsss.jobs.images.readers.base import DatasetError
 from fmwsss.jobs.images.readers.registry import read_dataset
 from fmwsss.jobs.images.update import bring_up_to_date
-from fmwsss.jobs.stages import Declaration, ShardCost, Stage, begin_stage, make_stage, run_sharded
+from fmwsss.jobs.stages import begin_stage, make_stage, run_sharded
 
 STAGE = record.STAGE
 

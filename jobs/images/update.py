@@ -19,11 +19,12 @@ from fmwsss.cluster.storage.folder import StorageError
 from fmwsss.cluster.storage.ledger import Run, home_of, part_name
 from fmwsss.cluster.storage.retry import redo, renew_reads, stages_after
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.images import record
 from fmwsss.jobs.images.image_rows import Reading, reading_of, row_or_failure
 from fmwsss.jobs.images.readers.base import DatasetError, Listing
 from fmwsss.jobs.images.readers.registry import read_dataset
-from fmwsss.jobs.stages import Stage, StageError
+from fmwsss.jobs.stages import StageError
 
 RELEARN_SHARE = 0.2  # of images that changed: from there on prompts are learned anew without being asked
 GONE_SHARE = 0.5  # of images that are gone: more look like a mistake

@@ -19,9 +19,10 @@ from fmwsss.core.images import UNLIMITED, decode_rgb
 from fmwsss.core.schemas import features_bytes, features_schema, views_payload
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, ShardCost, Stage
 from fmwsss.jobs.images.decode import ENCODED_PAYLOAD
 from fmwsss.jobs.prompts.views import view_of
-from fmwsss.jobs.stages import Declaration, ShardCost, Stage, StageError, upstream
+from fmwsss.jobs.stages import StageError, upstream
 
 if TYPE_CHECKING:
     from fmwsss.core.clip.frozen_clip import FrozenClip

@@ -12,13 +12,14 @@ from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
 from fmwsss.cluster.telemetry.progress import StageProgress, watch_board
 from fmwsss.jobs.config.prompts import LearnSection
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Stage, StepCost
 from fmwsss.jobs.prompts import joint, reuse
 from fmwsss.jobs.prompts.batches import BatchSource
 from fmwsss.jobs.prompts.encode import Which, is_read, shapes_of, stage_of
 from fmwsss.jobs.prompts.joint import Renewal
 from fmwsss.jobs.prompts.learn_job import LearnJob
 from fmwsss.jobs.review.applied import applied, relabelled_of
-from fmwsss.jobs.stages import Declaration, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training import checkpoint
 from fmwsss.jobs.training.sampling import batches_per_epoch, count_rows
 

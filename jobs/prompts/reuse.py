@@ -11,8 +11,9 @@ from fmwsss.cluster.storage.folder import Folder
 from fmwsss.cluster.storage.ledger import PROMPTS_FILE, Receipt, Run
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.prompts.encode import Which
-from fmwsss.jobs.stages import Stage, StageError, begin_stage, finish_stage, upstream
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 

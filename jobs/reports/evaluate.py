@@ -28,12 +28,13 @@ from fmwsss.core.seeds.ceilings import POWERS, cut_best, named_by_truth
 from fmwsss.core.seeds.sams import label_maps_from_cam
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.images.labelled import read_labelled
 from fmwsss.jobs.reports.image_figures import FIGURES, FIGURES_FILE, figures_of
 from fmwsss.jobs.reports.tag_quality import tag_quality
 from fmwsss.jobs.review.applied import Relabelled, applied, relabel, relabelled_of
 from fmwsss.jobs.run_layout import METRICS_FILE
-from fmwsss.jobs.stages import Stage, upstream
+from fmwsss.jobs.stages import upstream
 
 STAGE = "reports"
 SEED_STATISTICS = ("mean_confidence", "coverage", "missing")

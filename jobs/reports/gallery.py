@@ -23,11 +23,12 @@ from fmwsss.core.overlays import data_url, with_doubt, with_labels, with_map, wi
 from fmwsss.core.schemas import maps_from_bytes, superpixels_from_row
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.reports.evaluate import STAGE
 from fmwsss.jobs.reports.table import class_cells, shown_table
 from fmwsss.jobs.run_layout import METRICS_FILE
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import Stage, upstream
+from fmwsss.jobs.stages import upstream
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 
 PAGE_FILE = "index.html"

@@ -8,8 +8,8 @@ from typing import Any
 
 from fmwsss.cluster.storage.ledger import Run, home_of
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Stage
 from fmwsss.jobs.reports import evaluate, gallery
-from fmwsss.jobs.stages import Declaration, Stage
 
 STAGE = "reports"
 

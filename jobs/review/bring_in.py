@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from fmwsss.cluster.storage.ledger import INPUTS, Run, home_of, part_name
 from fmwsss.cluster.storage.retry import redo, stages_after
 from fmwsss.core.schemas import REVIEW
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.review.applied import applied_rows
 from fmwsss.jobs.review.corrections import APPLIED_FILE, FOLDER, ReviewLog, Standing, standing
-from fmwsss.jobs.stages import Stage
 
 IMAGES, PAINTED = "images", "seeds/fine"  # what people paint is laid over the fine seeds; labels are those of all
 RECORD = "_dataset.parquet"

@@ -14,7 +14,8 @@ from fmwsss.core.schemas import features_of
 from fmwsss.core.seeds.foreground import NUM_COMPONENTS, NUM_FOLDS, PENALTY, evenly, fit_folds, fold_of
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
-from fmwsss.jobs.stages import Declaration, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
+from fmwsss.jobs.declarations import Declaration, Stage, StepCost
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 
 # Sixty-odd numbers are learned: of more superpixels than these, images are taken evenly.
 MOST_SUPERPIXELS = 100_000

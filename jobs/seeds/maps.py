@@ -30,11 +30,11 @@ from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.class_maps import MixtureSource, given_sources, needs_clip
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.declarations import Declaration, ShardCost, Stage
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.review.applied import applied, relabelled_of
 from fmwsss.jobs.seeds.given import add_given, given_shard
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import Declaration, ShardCost, Stage
 
 PROMPTS_OF = {"coarse": "prompts/classification", "fine": "prompts/segmentation"}
 # Only said when superpixels are painted: a change of them leaves the maps as they are.

@@ -24,11 +24,11 @@ from fmwsss.core.seeds.foreground import FoldModels
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.declarations import Declaration, Judged, ShardCost, Stage
 from fmwsss.jobs.review.applied import applied, regions_of
 from fmwsss.jobs.review.bring_in import PAINTED
 from fmwsss.jobs.seeds.maps import PROMPTS_OF, map_operators
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN, make_seed
-from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 
 KEPT_PAYLOAD = [field for field in MAPS if field.name != "image_id"]
 SEEDS_PAYLOAD = [field for field in SEEDS if field.name != "image_id"]

@@ -16,6 +16,7 @@ from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.schemas import PREDICTIONS
 from fmwsss.jobs.config.datasets import LabelledData, UnlabelledData
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Judged, Stage
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.images.ingest import images_stage
 from fmwsss.jobs.reports import reports
@@ -30,7 +31,7 @@ from fmwsss.jobs.run_layout import (
 )
 from fmwsss.jobs.segmenter import refine
 from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
-from fmwsss.jobs.stages import Declaration, Judged, Stage, make_stage
+from fmwsss.jobs.stages import make_stage
 from fmwsss.jobs.superpixels.propose import superpixels_stage
 
 

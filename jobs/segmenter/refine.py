@@ -17,10 +17,10 @@ from fmwsss.core.segmenter.refine import refine_by_crf, refine_labels
 from fmwsss.core.vocabulary import Vocabulary
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import PredictSection
+from fmwsss.jobs.declarations import Judged, Stage
 from fmwsss.jobs.images.decode import decode_row
 from fmwsss.jobs.seeds.maps import PROMPTS_OF, clip_operator
 from fmwsss.jobs.seeds.methods import MAPS_COLUMN
-from fmwsss.jobs.stages import Judged, Stage
 
 SOURCE_OF = {"sams": "superpixels", "crf": "images"}  # what a method reads beside the predictions
 PREDICTED_PAYLOAD = [PREDICTIONS.field("labels"), PREDICTIONS.field("classes")]

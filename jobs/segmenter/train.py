@@ -14,12 +14,13 @@ from fmwsss.core.segmenter.crop_settings import CropSettings
 from fmwsss.jobs import run_layout
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.segmenter import SegmenterSection
+from fmwsss.jobs.declarations import Declaration, Judged, Stage, StepCost
 from fmwsss.jobs.review.applied import applied, rejected_of
 from fmwsss.jobs.run_layout import LAST, round_stage
 from fmwsss.jobs.segmenter import predict, refine
 from fmwsss.jobs.segmenter.train_job import TrainJob
 from fmwsss.jobs.segmenter.trained import queries_setting, segmenter_spec
-from fmwsss.jobs.stages import Declaration, Judged, Stage, StageError, StepCost, begin_stage, finish_stage, upstream
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, upstream
 from fmwsss.jobs.training.sampling import count_rows
 
 CLIP_BACKBONE = 2  # which design of `fmwsss.core.segmenter.clip_backbone`: weights of an earlier one do not fit

@@ -16,9 +16,9 @@ from fmwsss.core.schemas import SUPERPIXELS, detections_from_row, superpixels_ro
 from fmwsss.core.superpixels.postprocess import finish
 from fmwsss.core.superpixels.proposal_settings import ProposalSettings
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Judged, ShardCost, Stage
 from fmwsss.jobs.images import kept_superpixels
 from fmwsss.jobs.images.decode import decode_shard
-from fmwsss.jobs.stages import Declaration, Judged, ShardCost, Stage
 from fmwsss.jobs.superpixels.shared_cache import SharedSuperpixels, sam_sha256
 
 STAGE = "superpixels"

@@ -35,10 +35,11 @@ from fmwsss.jobs.cli import _told_in_lines
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
 from fmwsss.jobs.config.seeds import SeedSection
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.images import ingest
 from fmwsss.jobs.images.decode import decode_shard
 from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.stages import Stage, demand_unchanged
+from fmwsss.jobs.stages import demand_unchanged
 from fmwsss.jobs.superpixels import propose
 from tests.support.fault_injection import DEMO
 

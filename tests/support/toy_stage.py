@@ -10,8 +10,8 @@ from fmwsss.cluster.execution.shard_pipeline import Operator
 from fmwsss.cluster.storage.ledger import Run
 from fmwsss.core.images import UNLIMITED, ImageError, decode_rgb
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Declaration, Stage
 from fmwsss.jobs.images.decode import ENCODED_PAYLOAD
-from fmwsss.jobs.stages import Declaration, Stage
 
 NAME = "statistics/brightness"
 BRIGHTNESS = pa.schema([("image_id", pa.string()), ("brightness", pa.float64())])

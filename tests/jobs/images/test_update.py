@@ -16,8 +16,9 @@ from fmwsss.cluster.storage.ledger import ChangedInputs, Run
 from fmwsss.core.schemas import SEEDS, SUPERPIXELS
 from fmwsss.jobs.config.load import load_config
 from fmwsss.jobs.config.run import RunConfig
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.images import ingest, kept_superpixels, update
-from fmwsss.jobs.stages import Stage, StageError, begin_stage, finish_stage, make_stage, receipt_of
+from fmwsss.jobs.stages import StageError, begin_stage, finish_stage, make_stage, receipt_of
 from tests.jobs.images.test_ingest import DEMO
 from tests.support.image_files import png
 

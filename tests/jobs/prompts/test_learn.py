@@ -24,12 +24,13 @@ from fmwsss.core.images import UNLIMITED, decode_label_png, decode_rgb
 from fmwsss.jobs import steps as pipeline
 from fmwsss.jobs.commands.show_prompts import show
 from fmwsss.jobs.config.load import load_config
+from fmwsss.jobs.declarations import Stage
 from fmwsss.jobs.prompts import joint as joint_mode
 from fmwsss.jobs.prompts.learn_job import snapshot_file, snapshots
 from fmwsss.jobs.prompts.train_step import make_learner
 from fmwsss.jobs.prompts.views import view_of
 from fmwsss.jobs.seeds import seed
-from fmwsss.jobs.stages import Stage, StageError, make_stage
+from fmwsss.jobs.stages import StageError, make_stage
 from fmwsss.jobs.training.checkpoint import HISTORY_FILE
 from tests.references import losses as losses_reference
 from tests.references import softmax_gradcam as maps_reference
